@@ -1,0 +1,43 @@
+# The service alone: `docker build -t orbit-metrics .`, from a checkout, with nothing else at hand.
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+
+# Everything that requirements.lock names, checked by hash, becomes the only index of what
+# follows. It is more than the service needs; what it needs is chosen from it below.
+COPY requirements.lock /src/
+RUN python -m pip wheel --quiet --no-deps --require-hashes \
+        --requirement /src/requirements.lock --wheel-dir /wheels
+
+# The extra's own dependencies, and hatchling to build with, come from those wheels or not at
+# all: a lock that lags behind pyproject.toml ends the build here.
+COPY pyproject.toml README.md /src/
+COPY rpc_schema /src/rpc_schema
+COPY worker /src/worker
+COPY service /src/service
+RUN python -m venv --without-pip /opt/orbit-metrics \
+    && python -m pip --python /opt/orbit-metrics/bin/python install --quiet \
+        --no-index --find-links /wheels "/src[service]"
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="orbit-metrics" \
+      org.opencontainers.image.description="The metrics sidecar for background workers" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+# By number, so that a cluster can see that it is not root. Workers reach the socket through
+# /run/orbit-metrics, which is why others may enter it: the socket's own mode guards it.
+RUN groupadd --gid 10001 orbit \
+    && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home \
+        --home-dir /var/lib/orbit-metrics --shell /usr/sbin/nologin orbit \
+    && install --directory --owner 10001 --group 10001 --mode 0755 /run/orbit-metrics \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /var/lib/orbit-metrics
+COPY --from=build /opt/orbit-metrics /opt/orbit-metrics
+ENV PATH=/opt/orbit-metrics/bin:$PATH
+USER 10001:10001
+
+# No EXPOSE: HTTP listens on loopback until ORBIT_HTTP and a token say otherwise.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["orbit-metrics", "healthcheck"]
+ENTRYPOINT ["orbit-metrics"]
+CMD ["serve"]

@@ -1,0 +1,42 @@
+# `make demo` shows it working, `make test` proves it; both prepare .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo demo-once test check format lock clean
+
+demo: .venv/ready
+	$(BIN)/orbit-metrics demo
+
+demo-once: .venv/ready
+	$(BIN)/orbit-metrics demo --once
+
+# Most tests wait for processes and sockets: more of them at once than there are cores.
+test: .venv/ready
+	$(BIN)/pytest -n 4
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 4
+
+format: .venv/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Everything comes from requirements.lock, with hashes; the build back-end too.
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+# After a change of the dependencies in pyproject.toml; needs uv.
+lock:
+	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,3 @@
+class Half:
+        def a(self): pass
+    def b(self): pass

@@ -1,0 +1,1 @@
+"""The contract between workers, the service and whoever reads it, and nothing else."""

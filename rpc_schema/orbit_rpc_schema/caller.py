@@ -1,0 +1,73 @@
+"""
+One JSON-RPC call over the worker socket, blocking, on the standard library alone.
+
+For whoever only asks: the client's get_metrics, the command line, a health check.
+It opens a connection for each call; streaming runs is the client's sender.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from time import monotonic
+from typing import Any
+
+from orbit_rpc_schema.wire import encode, request
+
+
+class CallFailed(Exception):
+    """The service answered with a JSON-RPC error: {message} (code {code})."""
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        self.code = int(error.get("code", 0))
+        self.message = str(error.get("message", ""))
+        self.data = error.get("data")
+        super().__init__(f"{self.message} (code {self.code})")
+
+
+def call(
+    path: str | PathLike[str],
+    method: str,
+    params: Mapping[str, Any] | Sequence[Any] = (),
+    *,
+    timeout: float = 5.0,
+) -> Any:
+    """The result of one call; `timeout` in seconds is for the whole of it.
+
+    Raises OSError (TimeoutError among it) when the service cannot be reached or
+    does not answer in time, CallFailed when it answers with an error.
+    """
+    deadline = monotonic() + timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(str(path))
+        try:
+            connection.sendall(encode(request(1, method, params)))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # turned away at the door; what it said comes next
+        received = bytearray()
+        while not received.endswith(b"\n"):
+            remaining = deadline - monotonic()
+            if remaining <= 0:
+                raise TimeoutError(f"no answer from {path} within {timeout:g} s")
+            connection.settimeout(remaining)
+            chunk = connection.recv(65536)
+            if not chunk:
+                raise ConnectionResetError(f"{path} closed the connection without an answer")
+            received += chunk
+    return _result(bytes(received), path)
+
+
+def _result(received: bytes, path: str | PathLike[str]) -> Any:
+    """The result in the last line. Another program at the socket is an OSError too."""
+    try:
+        answer = json.loads(received.splitlines()[-1])
+        error = answer.get("error")
+        result = None if error is not None else answer["result"]
+    except (ValueError, RecursionError, AttributeError, KeyError, IndexError):
+        raise ConnectionError(f"what answers at {path} is another program") from None
+    if error is not None:
+        raise CallFailed(error if isinstance(error, Mapping) else {"message": error})
+    return result

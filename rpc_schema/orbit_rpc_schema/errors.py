@@ -1,0 +1,172 @@
+"""
+The error tree with its JSON-RPC codes.
+
+    OrbitError                         -32000
+    ├── NotSerialisable                -32004
+    ├── InternalError                  -32603
+    └── CallerError
+        ├── ParseError                 -32700   JSON-RPC 2.0, section 5.1
+        ├── InvalidRequest             -32600
+        ├── MethodNotFound             -32601
+        ├── InvalidParams              -32602
+        ├── LineTooLong                -32010
+        ├── BatchTooLarge              -32011
+        ├── SocketOnly                 -32020
+        ├── NotConnected               -32021
+        ├── AlreadyConnected           -32022
+        ├── UnsupportedProtocol        -32023
+        ├── TooManyConnections         -32024
+        └── NotAdmitted                -32025
+
+A class's docstring is its message and its advice: the first line goes into
+`message`, the rest into `data.advice`, with the fields filled in. What keeps a
+service from starting is Explained in the same way, and has no code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import cleandoc
+from typing import Any, ClassVar
+
+
+class Explained(Exception):
+    """Something went wrong."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        # Under `python -OO` there are no docstrings; the name stands in.
+        text = cleandoc(type(self).__doc__ or type(self).__name__).format_map(fields)
+        self.message, _, self.advice = text.partition("\n")
+        super().__init__(text)
+
+
+class OrbitError(Explained):
+    """The service could not do this."""
+
+    code: ClassVar[int] = -32000
+
+    def to_json(self) -> dict[str, Any]:
+        """The error object of JSON-RPC 2.0, section 5.1."""
+        data = {**self.fields, **({"advice": self.advice} if self.advice else {})}
+        return {"code": self.code, "message": self.message, **({"data": data} if data else {})}
+
+
+class NotSerialisable(OrbitError):
+    """
+    The result cannot be written as JSON.
+    It holds NaN, infinity or something that JSON has no form for; this is our mistake.
+    """
+
+    code = -32004
+
+
+class CallerError(OrbitError):
+    """The call was wrong."""
+
+
+class ParseError(CallerError):
+    """Parse error"""
+
+    code = -32700
+
+
+class InvalidRequest(CallerError):
+    """Invalid Request"""
+
+    code = -32600
+
+
+class MethodNotFound(CallerError):
+    """Method not found"""
+
+    code = -32601
+
+
+class InvalidParams(CallerError):
+    """Invalid params"""
+
+    code = -32602
+
+
+class InternalError(OrbitError):
+    """Internal error"""
+
+    code = -32603
+
+
+class LineTooLong(CallerError):
+    """
+    The line is over {limit} bytes and was skipped.
+    Send runs in more than one message.
+    """
+
+    code = -32010
+
+
+class BatchTooLarge(CallerError):
+    """
+    A batch holds at most {limit} calls; this one has {size}.
+    Send it in parts.
+    """
+
+    code = -32011
+
+
+class SocketOnly(CallerError):
+    """
+    {method} is for workers, on the Unix socket.
+    Over HTTP the reading procedures are answered; rpc.discover lists them.
+    """
+
+    code = -32020
+
+
+class NotConnected(CallerError):
+    """
+    {method} needs a worker.connect first on this connection.
+    """
+
+    code = -32021
+
+
+class AlreadyConnected(CallerError):
+    """
+    This connection belongs to a session already.
+    Open another connection for another session.
+    """
+
+    code = -32022
+
+
+class UnsupportedProtocol(CallerError):
+    """
+    Protocol {asked} is not spoken here; {supported} is.
+    Upgrade whichever of client and service is older.
+    """
+
+    code = -32023
+
+
+class TooManyConnections(CallerError):
+    """
+    The service holds {limit} connections already.
+    """
+
+    code = -32024
+
+
+class NotAdmitted(CallerError):
+    """
+    Connections of uid {uid} are not admitted.
+    Start the service with ORBIT_ALLOW_UIDS={uid} to admit them.
+    """
+
+    code = -32025
+
+
+def all_errors(root: type[OrbitError] = OrbitError) -> Iterator[type[OrbitError]]:
+    """Every class of the tree, parents first."""
+    yield root
+    for child in root.__subclasses__():
+        yield from all_errors(child)

@@ -1,0 +1,1 @@
+"""The sidecar: it holds the collector and answers for it."""

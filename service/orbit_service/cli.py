@@ -1,0 +1,306 @@
+"""The command line. Every command fails with a sentence and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from orbit_rpc_schema.caller import CallFailed, call
+from orbit_rpc_schema.errors import Explained
+from orbit_rpc_schema.wire import default_socket_path
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Commands(click.Group):
+    """A group whose commands end in sentences."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except Explained as error:
+            fail(str(error))
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").startswith("orbit_"):
+                raise
+            extra = "pipelines" if missing.name in ("dbos", "sqlalchemy") else "service"
+            fail(f"{missing.name} is not installed: install orbit-metrics[{extra}]")
+
+
+def fail(sentence: str, code: int = 1) -> NoReturn:
+    click.echo(f"orbit-metrics: {sentence}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(package_name="orbit-metrics", prog_name="orbit-metrics")
+def cli() -> None:
+    """Orbit Metrics: the metrics sidecar for background workers.
+
+    Settings come from the environment; `orbit-metrics check-config` shows them.
+    """
+
+
+socket_option = click.option(
+    "--socket",
+    # Whether it can be used is for the commands to find out, doctor above all.
+    type=click.Path(path_type=Path, readable=False),
+    default=default_socket_path,
+    show_default="ORBIT_SOCKET, else where the service is by default",
+    help="The worker socket of the service.",
+)
+
+
+def ask(socket: Path, method: str, params: Any = ()) -> Any:
+    """One call to the service, or the end of the command."""
+    try:
+        return call(socket, method, params)
+    except CallFailed as error:
+        details = f"\n{json.dumps(error.data, indent=2)}" if error.data else ""
+        fail(f"{method}: {error}{details}")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        fail(f"no service at {socket}: {why}. Is it running? Try: orbit-metrics doctor")
+
+
+# ---------------------------------------------------------------- the service
+
+
+@cli.command()
+@click.option(
+    "--socket",
+    type=click.Path(path_type=Path, readable=False),
+    help="Instead of ORBIT_SOCKET.",
+)
+@click.option("--http", help="Instead of ORBIT_HTTP: host:port, or none.")
+def serve(socket: Path | None, http: str | None) -> None:
+    """Run the service until SIGTERM or Ctrl-C."""
+    from orbit_service.app import configure_logging
+    from orbit_service.app import serve as run
+    from orbit_service.settings import read_settings
+
+    settings = read_settings(ORBIT_SOCKET=socket, ORBIT_HTTP=http)
+    configure_logging(settings.log_level)
+    asyncio.run(run(settings))
+
+
+@cli.command("check-config")
+def check_config() -> None:
+    """Show the service's settings; exit 1 for a bad or unknown one."""
+    from orbit_service.settings import read_settings, warnings
+
+    settings = read_settings()
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if name == "socket_mode":
+            value = f"{value:04o}"
+        if name == "allow_uids":
+            value = "*" if value is None else ",".join(map(str, sorted(value))) or "(own and root)"
+        if name == "token":
+            value = "(set)" if value else "(none)"
+        click.echo(f"{field.alias} = {value if value is not None else '(none)'}")
+    if said := warnings(settings):
+        fail("\n".join(said))
+
+
+@cli.command()
+def healthcheck() -> None:
+    """Exit 0 when the service takes runs; for a container's probe."""
+    from orbit_service.healthcheck import healthcheck as probe
+
+    sys.exit(probe())
+
+
+@cli.command()
+@socket_option
+def doctor(socket: Path) -> None:
+    """Find what is between a client and the service."""
+    from orbit_service.doctor import examine
+
+    findings = examine(socket)
+    for finding in findings:
+        click.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.text}")
+    sys.exit(0 if all(finding.good for finding in findings) else 1)
+
+
+# ---------------------------------------------------------------- questions
+
+
+@cli.command()
+@socket_option
+@click.option("--json", "as_json", is_flag=True, help="The result of worker.metrics as it is.")
+@click.option("--worker", help="This worker's alone.")
+@click.option("--pipeline", help="This pipeline's alone.")
+def metrics(socket: Path, as_json: bool, worker: str | None, pipeline: str | None) -> None:
+    """Totals, rates and percentiles, now."""
+    selection = {"worker": worker, "pipeline": pipeline}
+    params = {name: value for name, value in selection.items() if value is not None}
+    answer = ask(socket, "worker.metrics", params)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from orbit_service.tables import metrics_table
+
+    click.echo(metrics_table(answer))
+
+
+@cli.command("call")
+@socket_option
+@click.argument("method")
+@click.argument("params", default="{}", metavar="[JSON]")
+def call_command(socket: Path, method: str, params: str) -> None:
+    """Call METHOD with params as JSON, an object or an array.
+
+    \b
+    orbit-metrics call worker.recentRuns '{"limit": 3, "status": "failed"}'
+    """
+    try:
+        parsed = json.loads(params)
+    except (ValueError, RecursionError) as error:
+        fail(f"the params are not JSON: {error}", code=2)
+    if not isinstance(parsed, (dict, list)):
+        fail("the params are an object or an array", code=2)
+    click.echo(json.dumps(ask(socket, method, parsed), indent=2))
+
+
+@cli.command()
+def openrpc() -> None:
+    """Print the OpenRPC document.
+
+    Of this version; no service is needed.
+    """
+    from orbit_rpc_schema.openrpc import document
+    from orbit_service.app import VERSION
+
+    click.echo(json.dumps(document(VERSION), indent=2))
+
+
+# ---------------------------------------------------------------- pipelines
+
+pipelines_option = click.option(
+    "--pipelines",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=lambda: os.environ.get("ORBIT_PIPELINES", "pipelines"),
+    show_default="ORBIT_PIPELINES, else ./pipelines",
+    help="The folder with the pipeline files.",
+)
+database_option = click.option(
+    "--database",
+    help="Where runs wait: a path or a postgresql:// URL. "
+    "[default: ORBIT_PIPELINES_DATABASE, else a file in the state directory]",
+)
+
+
+def need_pipelines() -> None:
+    """Name the missing extra before anything else is found wanting."""
+    if find_spec("dbos") is None:
+        raise ModuleNotFoundError("dbos is not installed", name="dbos")
+
+
+@cli.command()
+@pipelines_option
+@database_option
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=4,
+    envvar="ORBIT_CONCURRENCY",
+    show_default=True,
+    help="Runs at once.",
+)
+def worker(folder: Path, database: str | None, concurrency: int) -> None:
+    """Execute pending runs of a folder's pipelines.
+
+    Until SIGTERM or Ctrl-C; what is in flight then has 30 s to finish.
+    """
+    need_pipelines()
+    from orbit_worker.pipelines.definition import CannotStart
+    from orbit_worker.pipelines.worker import (
+        load,
+        log_level,
+        poll_interval,
+        run_worker,
+    )
+
+    try:
+        logging.basicConfig(level=log_level(), format="%(asctime)s %(levelname)-7s %(message)s")
+        interval = poll_interval()
+        found = load(folder)
+        from orbit_worker.pipelines.store import database_url
+
+        url = database_url(database)
+        run_worker(found, url, concurrency=concurrency, poll_interval_ms=interval)
+    except CannotStart as reason:
+        fail(str(reason))
+
+
+@cli.command("run")
+@pipelines_option
+@database_option
+@click.argument("pipeline")
+@click.option("--input", "given", default="null", help="The first step's input, as JSON.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit 1 if the run failed.")
+def run_command(folder: Path, database: str | None, pipeline: str, given: str, wait: bool) -> None:
+    """Put in a pending run of PIPELINE and print its id."""
+    need_pipelines()
+    from orbit_worker.pipelines.definition import CannotStart
+    from orbit_worker.pipelines.worker import load
+
+    try:
+        value = json.loads(given)
+    except (ValueError, RecursionError) as error:
+        fail(f"the input is not JSON: {error}", code=2)
+    try:
+        known = load(folder).pipelines
+    except CannotStart as reason:
+        fail(str(reason))
+    if pipeline not in known:
+        fail(f"there is no pipeline {pipeline!r}; known are: {', '.join(sorted(known))}")
+    from orbit_worker.pipelines.store import Store, database_url
+
+    try:
+        store = Store(database_url(database))
+    except CannotStart as reason:
+        fail(str(reason))
+    [id] = store.enqueue(pipeline, [value])
+    if not wait:
+        click.echo(id)
+        return
+    click.echo(f"waiting for {id}; a worker has to be there: orbit-metrics worker", err=True)
+    outcome = store.wait(id)
+    if outcome["error"] is not None:
+        fail(f"{pipeline} failed: {outcome['error']['type']}: {outcome['error']['message']}")
+    try:
+        click.echo(json.dumps(outcome["value"], indent=2, default=str))
+    except (TypeError, ValueError):  # keys that JSON has no form for, or a circle
+        click.echo(repr(outcome["value"]))
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="End after the runs, with worker.metrics as JSON.")
+@click.option("--runs", type=click.IntRange(1, 10_000), default=400, show_default=True)
+@click.option("--http", default=None, help="Address of the HTTP API. [default: a free port]")
+def demo(once: bool, runs: int, http: str | None) -> None:
+    """Start a service and a worker, and watch real runs.
+
+    Puts in several hundred runs of the pipelines in examples/, shows the numbers as they
+    change, and leaves the service up until Ctrl-C.
+    """
+    from orbit_service.demo import Demo
+    from orbit_worker.pipelines.store import Store, database_url
+
+    def enqueue(database: Path, pipeline: str, inputs: list[Any]) -> None:
+        store = Store(database_url(str(database)))
+        store.enqueue(pipeline, inputs)
+        store.close()
+
+    sys.exit(Demo(enqueue, runs=runs, http=http, once=once).run())

@@ -1,0 +1,349 @@
+"""
+The collector: every message of every worker ends here, in memory and at once.
+
+It decides what counts, once and only once, and keeps what the answers are made
+from. Time comes in as an argument (epoch milliseconds); nothing here waits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+
+from msgspec.structs import replace
+
+from orbit_rpc_schema.messages import (
+    Batch,
+    Connect,
+    Connected,
+    Detail,
+    Error,
+    Heartbeat,
+    Record,
+    Start,
+)
+from orbit_rpc_schema.wire import LIMITS, MAX_AHEAD_MS, MAX_RUNNING, WORKER_LOST, as_name
+from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
+from orbit_service.core.ended import EndedRuns, Verdict
+from orbit_service.core.recent import KEPT_MS as RECENT_MS
+from orbit_service.core.recent import Column, RecentRuns
+from orbit_service.core.sessions import InFlight, Session, Worker
+from orbit_service.core.stats import Stats
+from orbit_service.core.window import LastDay, Tally
+
+# A connection that ended without goodbye may come back for this long.
+SUSPECT_MS = 2_000
+# Sessions that ended are remembered by their sequence number, so that one that
+# was given up and comes back is not counted twice.
+KEPT_SESSIONS = 20_000
+KEPT_SESSION_MS = 24 * 3_600_000
+# Names of workers that are not connected; the one that ended first goes first.
+KEPT_WORKERS = 2_000
+KEPT_WORKER_MS = 24 * 3_600_000
+# (worker, pipeline) pairs of the living; what is over folds into one named series.
+MAX_SERIES = 2_000
+FOLDED = "(other pipelines)"
+MAX_REASONS = 50  # for dropping; they are the workers' own words
+
+
+class Collector:
+    """What is known of all workers. One for a service; not thread-safe."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.workers: dict[str, Worker] = {}
+        self.sessions: dict[str, Session] = {}  # the open ones
+        self.last_day = LastDay()
+        self.pipelines_seen: OrderedDict[str, None] = OrderedDict()
+        self.counted = 0
+        self.repeated = 0
+        self.late = 0
+        self.refused: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self._ended_runs = EndedRuns()
+        self._ended_sessions: OrderedDict[str, Session] = OrderedDict()
+
+    # ------------------------------------------------------------ sessions
+
+    def connect(self, hello: Connect, now_ms: int) -> Connected:
+        """Open a session, or take it up again where it was left. Raises Refused."""
+        check_connect(hello)
+        session = self.sessions.get(hello.session)
+        ended = self._ended_sessions.get(hello.session)
+        known = session or ended
+        if known and known.worker != hello.worker:
+            raise Refused(f"session {hello.session} belongs to worker {known.worker!r}")
+        session = known or Session(hello, now_ms, connected_ms=now_ms)
+        session.hello = mended_hello(hello)
+        session.suspect_since_ms = None
+        session.last_seen_ms = now_ms
+        self.sessions[session.id] = session
+        self._ended_sessions.pop(session.id, None)
+        # The life of a session that had ended is over: what it does now is another.
+        started_ms = now_ms if ended else min(hello.started_at, now_ms)
+        self._worker(hello.worker, now_ms).open(session, started_ms)
+        # The worker knows what runs in it; what ended while it was away is in
+        # the results that it is about to send. What was given up as lost stays so;
+        # in a session that is new, it is a run that was delivered again.
+        session.running = {}
+        for start in hello.running:
+            if not (known and self._ended_runs.is_lost(start.pipeline, start.id)):
+                self._run_begins(session, start)
+        return Connected(
+            acked=session.acked, known=known is not None, node=self.node, limits=dict(LIMITS)
+        )
+
+    def heartbeat(self, session: Session, beat: Heartbeat, now_ms: int) -> None:
+        if not self._take(session, beat.seq, beat.recorded, beat.dropped, now_ms):
+            return
+        session.queues = beat.queues and {as_name(q): n for q, n in beat.queues.items()}
+        if beat.last_report_at is not None:
+            session.last_report_ms = min(beat.last_report_at, now_ms)
+
+    def suspect(self, session: Session, now_ms: int) -> None:
+        """The session's connection ended without goodbye."""
+        session.suspect_since_ms = now_ms
+
+    def disconnect(self, session: Session, reason: str, now_ms: int) -> None:
+        """The session said goodbye."""
+        self._end(session, reason, "the worker left before the run ended", now_ms)
+
+    def lose(self, session: Session, now_ms: int) -> None:
+        """The session's process is gone, or did not come back."""
+        self._end(session, "lost", "the worker was killed or vanished", now_ms)
+
+    def reset(self, session: Session, now_ms: int) -> None:
+        """The worker's life ends and another begins."""
+        self.workers[session.worker].reset(now_ms)
+
+    def expire(self, now_ms: int) -> list[Session]:
+        """Give up what has been away too long; the sessions that were lost by it."""
+        lost = [
+            session
+            for session in self.sessions.values()
+            if session.suspect_since_ms is not None
+            and session.suspect_since_ms <= now_ms - SUSPECT_MS
+        ]
+        for session in lost:
+            self.lose(session, now_ms)
+        self._forget(now_ms)
+        return lost
+
+    # ------------------------------------------------------------ results
+
+    def record(self, session: Session, message: Record, now_ms: int) -> None:
+        """Count a message of results, whole and once. Raises Refused, counting it as such."""
+        if message.seq <= session.acked:
+            return
+        worker = self.workers[session.worker]
+        assert worker.life is not None, "an open session has a life"
+        try:
+            check_record(message, worker.life.series)
+        except Refused:
+            runs = sum(len(batch.duration_us) for batch in message.batches)
+            self.refuse(session, message.seq, message.recorded, message.dropped, runs, now_ms)
+            raise
+        self._take(session, message.seq, message.recorded, message.dropped, now_ms)
+        for start in message.started:
+            self._run_begins(session, start)
+        for number, batch in enumerate(message.batches):
+            self._count(worker, session, batch, f"{session.id[:8]}.{message.seq}.{number}", now_ms)
+
+    def refuse(
+        self,
+        session: Session,
+        seq: int,
+        recorded: int,
+        dropped: dict[str, int],
+        runs: int | None,
+        now_ms: int,
+        reason: str = "invalid",
+    ) -> None:
+        """A message that cannot be counted consumes its number; None runs: by its totals."""
+        if seq <= session.acked:
+            return
+        if runs is None:
+            # Totals that could not be read either stand where they stood.
+            recorded = max(recorded, session.recorded)
+            dropped = {**session.dropped, **dropped}
+            # Without the message before it there is nothing to subtract from.
+            runs = session.unheard(recorded, dropped) if session.acked or seq == 1 else 0
+        self.refused[reason] += runs
+        self._take(session, seq, recorded, dropped, now_ms)
+
+    def _take(
+        self, session: Session, seq: int, recorded: int, dropped: dict[str, int], now_ms: int
+    ) -> bool:
+        """Take a message's number and totals; False when it was taken before."""
+        session.last_seen_ms = now_ms
+        self.workers[session.worker].last_seen_ms = now_ms
+        if seq <= session.acked:
+            return False
+        if not session.acked and seq > 1:
+            self._forget_the_lost_past(session)
+        session.acked = seq
+        session.recorded = recorded
+        dropped = {as_name(reason): count for reason, count in dropped.items()}
+        # A reason that is no longer named stands at zero: what seemed dropped was counted.
+        for reason in dropped.keys() | session.dropped.keys():
+            named = reason in self.dropped or len(self.dropped) < MAX_REASONS
+            change = dropped.get(reason, 0) - session.dropped.get(reason, 0)
+            self.dropped[reason if named else "other"] += change
+        session.dropped = dropped
+        return True
+
+    def _forget_the_lost_past(self, session: Session) -> None:
+        """What the session sent before was counted by a service whose state is lost.
+
+        Its life begins where the counts do: a rate of today's runs over ten days
+        that are not known would be wrong.
+        """
+        life = self.workers[session.worker].life
+        if life is not None and life.opened_by == session.id:
+            life.started_ms = max(life.started_ms, session.connected_ms)
+
+    def _count(self, worker: Worker, session: Session, batch: Batch, key: str, now_ms: int) -> None:
+        at_ms = batch.at if batch.at <= now_ms + MAX_AHEAD_MS else now_ms
+        stats = self._series(worker, batch.pipeline)
+        failed = set(batch.failed)
+        durations = batch.duration_us
+        details = {i: mended(detail) for i, detail in batch.details.items()}
+        passed_over = self._passed_over(session, stats, batch.pipeline, details, now_ms)
+        if passed_over:
+            kept = [i for i in range(len(durations)) if i not in passed_over]
+            durations = [durations[i] for i in kept]
+            failed = {new for new, old in enumerate(kept) if old in failed}
+            details = {new: details[old] for new, old in enumerate(kept) if old in details}
+        if not durations:
+            return
+        stats.add_runs(durations, len(failed), at_ms)
+        self.counted += len(durations)
+        self.last_day.add(
+            Tally(len(durations), len(failed), len(durations), sum(durations)), at_ms, now_ms
+        )
+        worker.recent.add(Column(key, batch.pipeline, at_ms, durations, failed, details))
+
+    def _passed_over(
+        self,
+        session: Session,
+        stats: Stats,
+        pipeline: str,
+        details: dict[int, Detail],
+        now_ms: int,
+    ) -> set[int]:
+        """The indexes of results that end no run, each counted as what it is."""
+        passed_over = set()
+        for i, detail in sorted(details.items()):
+            if detail.id is None:
+                verdict = Verdict.RUN if detail.final else Verdict.ATTEMPT
+            else:
+                session.running.pop((pipeline, detail.id), None)
+                verdict = self._ended_runs.judge(
+                    pipeline, detail.id, detail.attempt, detail.final, now_ms
+                )
+            match verdict:
+                case Verdict.RUN:
+                    continue
+                case Verdict.RERUN:
+                    stats.retries += 1
+                    continue
+                case Verdict.ATTEMPT:
+                    stats.add_unfinished_attempt()
+                    self.counted += 1
+                case Verdict.REPEATED:
+                    self.repeated += 1
+                case Verdict.LATE:
+                    self.late += 1
+            passed_over.add(i)
+        return passed_over
+
+    def _run_begins(self, session: Session, start: Start) -> None:
+        if len(session.running) >= MAX_RUNNING:
+            self.faults["running"] += 1
+            return
+        if self._ended_runs.start(start.pipeline, start.id):
+            self._series(self.workers[session.worker], start.pipeline).retries += 1
+        session.running[start.pipeline, start.id] = InFlight(
+            start.id, start.pipeline, start.started_at
+        )
+
+    # ------------------------------------------------------------ endings
+
+    def _end(self, session: Session, reason: str, why: str, now_ms: int) -> None:
+        worker = self.workers[session.worker]
+        for run in session.running.values():
+            self._lose_run(worker, run, why, now_ms)
+        session.running = {}
+        session.suspect_since_ms = None
+        session.last_seen_ms = worker.last_seen_ms = now_ms
+        # What is kept for a return is its number and its totals.
+        session.hello = replace(session.hello, running=[], queues=[])
+        session.queues = None
+        del self.sessions[session.id]
+        worker.close(session, reason, now_ms)
+        self._ended_sessions[session.id] = session
+        if len(self._ended_sessions) > KEPT_SESSIONS:
+            self._ended_sessions.popitem(last=False)
+
+    def _lose_run(self, worker: Worker, run: InFlight, why: str, now_ms: int) -> None:
+        self._ended_runs.lose(run.pipeline, run.id, now_ms)
+        self._series(worker, run.pipeline).add_lost(now_ms)
+        self.last_day.add(Tally(runs=1, failed=1), now_ms, now_ms)
+        detail = Detail(id=run.id, error=Error(type=WORKER_LOST, message=why))
+        worker.recent.add(
+            Column(run.id, run.pipeline, now_ms, [None], {0}, {0: detail}, run.started_ms)
+        )
+
+    # ------------------------------------------------------------ bounds
+
+    def _worker(self, name: str, now_ms: int) -> Worker:
+        worker = self.workers.get(name)
+        if worker is None:
+            worker = self.workers[name] = Worker(name, now_ms)
+        worker.last_seen_ms = now_ms
+        return worker
+
+    def _series(self, worker: Worker, pipeline: str) -> Stats:
+        assert worker.life is not None, "an open session has a life"
+        series = worker.life.series
+        stats = series.get(pipeline)
+        if stats is None:
+            if self.series_count() >= MAX_SERIES:
+                self.faults["series"] += 1
+                pipeline = FOLDED
+            stats = series.setdefault(pipeline, Stats())
+            self.pipelines_seen[pipeline] = None
+            while len(self.pipelines_seen) > 10 * MAX_SERIES:
+                self.pipelines_seen.popitem(last=False)
+        return stats
+
+    def series_count(self) -> int:
+        return sum(len(worker.life.series) for worker in self.workers.values() if worker.life)
+
+    def _forget(self, now_ms: int) -> None:
+        ended = self._ended_sessions
+        while ended and next(iter(ended.values())).last_seen_ms <= now_ms - KEPT_SESSION_MS:
+            ended.popitem(last=False)
+        gone = [worker for worker in self.workers.values() if worker.life is None]
+        for worker in gone:
+            if worker.last_seen_ms <= now_ms - RECENT_MS:
+                worker.recent = RecentRuns()
+        gone.sort(key=lambda worker: worker.last_seen_ms, reverse=True)
+        for place, worker in enumerate(gone):
+            if place >= KEPT_WORKERS or worker.last_seen_ms <= now_ms - KEPT_WORKER_MS:
+                del self.workers[worker.name]
+
+    # ------------------------------------------------------------ questions
+
+    def select(self, name: str | None) -> Iterable[Worker]:
+        """All workers, or the one of this name."""
+        if name is None:
+            return self.workers.values()
+        return filter(None, [self.workers.get(name)])
+
+    def running(self) -> Iterator[tuple[Session, InFlight]]:
+        """Every run that is in flight, with its session."""
+        for session in self.sessions.values():
+            for run in session.running.values():
+                yield session, run

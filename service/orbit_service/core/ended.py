@@ -1,0 +1,94 @@
+"""
+What becomes of a result that carries a run id: a run, an attempt, or nothing new.
+
+A framework redelivers, a worker resends, a run that was given up comes back.
+The (id, attempt) pairs that ended are remembered for an hour and at most
+100,000 of them, so that none of it is counted twice. Ids are apart by pipeline:
+two programs that both number their jobs from one do not meet.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import Enum
+
+KEPT_IDS = 100_000
+KEPT_MS = 3_600_000
+
+
+class Verdict(Enum):
+    RUN = "run"  # ends a run
+    RERUN = "rerun"  # ends a run that had ended before: a run and a retry
+    ATTEMPT = "attempt"  # an attempt that will be retried
+    REPEATED = "repeated"  # counted already
+    LATE = "late"  # counted as lost already
+
+
+@dataclass(slots=True)
+class _Ending:
+    at_ms: int
+    attempts: set[int] = field(default_factory=set)
+    final: int = 0  # the highest attempt that ended the run; 0 while it goes on
+    lost: int = 0  # the attempt that ended with its worker; 0 where none did
+
+
+class EndedRuns:
+    """The memory of ended runs."""
+
+    def __init__(self) -> None:
+        self._endings: OrderedDict[tuple[str, str], _Ending] = OrderedDict()
+
+    def judge(self, pipeline: str, id: str, attempt: int, final: bool, now_ms: int) -> Verdict:
+        """What this result is, remembering it."""
+        ending = self._remember(pipeline, id, now_ms)
+        if attempt in ending.attempts:
+            return Verdict.REPEATED
+        if attempt <= ending.lost:
+            return Verdict.LATE
+        ending.attempts.add(attempt)
+        if not final:
+            return Verdict.ATTEMPT
+        ended_before = max(ending.final, ending.lost)
+        ending.final = max(ending.final, attempt)
+        if not ended_before:
+            return Verdict.RUN
+        return Verdict.RERUN if attempt > ended_before else Verdict.REPEATED
+
+    def start(self, pipeline: str, id: str) -> bool:
+        """A run begins; True when a run of this id had ended before, so that this is a retry."""
+        ending = self._endings.get((pipeline, id))
+        if ending is None or not (ending.final or ending.lost):
+            return False
+        del self._endings[pipeline, id]
+        return True
+
+    def lose(self, pipeline: str, id: str, now_ms: int) -> None:
+        """A run ends because its worker was lost."""
+        ending = self._remember(pipeline, id, now_ms)
+        # A start does not tell its attempt: it is the one after those that have ended.
+        ending.lost = max(ending.attempts, default=0) + 1
+
+    def is_lost(self, pipeline: str, id: str) -> bool:
+        ending = self._endings.get((pipeline, id))
+        return ending is not None and ending.lost > 0
+
+    def _remember(self, pipeline: str, id: str, now_ms: int) -> _Ending:
+        key = (pipeline, id)
+        ending = self._endings.get(key)
+        if ending is None:
+            ending = self._endings[key] = _Ending(now_ms)
+            self._forget(now_ms)
+        else:
+            ending.at_ms = now_ms
+            self._endings.move_to_end(key)
+        return ending
+
+    def _forget(self, now_ms: int) -> None:
+        while len(self._endings) > KEPT_IDS:
+            self._endings.popitem(last=False)
+        while self._endings:
+            oldest = next(iter(self._endings))
+            if self._endings[oldest].at_ms > now_ms - KEPT_MS:
+                return
+            del self._endings[oldest]

@@ -1,0 +1,146 @@
+"""
+The aggregate of one series, and the arithmetic of every number that is answered.
+
+Sums are whole microseconds and whole counts, so that they come out the same in
+any order. Rounding happens once, at the answer, half up, in integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from orbit_service.core.histogram import Histogram
+
+
+class Stats:
+    """Runs that have ended. A value: it adds and merges, and knows nothing else.
+
+    `runs` counts every run, `timed` those that have a duration: a run whose
+    worker was lost has none. `attempts` counts retries' attempts too.
+    """
+
+    __slots__ = (
+        "attempts",
+        "failed",
+        "histogram",
+        "last_run_ms",
+        "max_us",
+        "min_us",
+        "retries",
+        "runs",
+        "timed",
+        "total_us",
+    )
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.failed = 0
+        self.attempts = 0
+        self.retries = 0
+        self.timed = 0
+        self.total_us = 0
+        self.min_us = 0
+        self.max_us = 0
+        self.last_run_ms: int | None = None
+        self.histogram = Histogram()
+
+    def add_runs(self, durations_us: Sequence[int], failed: int, at_ms: int) -> None:
+        """Count a column of runs that finished at `at_ms`, `failed` of them without success."""
+        if not durations_us:
+            return
+        low, high = min(durations_us), max(durations_us)
+        self.min_us = min(self.min_us, low) if self.timed else low
+        self.max_us = max(self.max_us, high)
+        self.runs += len(durations_us)
+        self.attempts += len(durations_us)
+        self.timed += len(durations_us)
+        self.total_us += sum(durations_us)
+        self.failed += failed
+        self.histogram.add(durations_us)
+        self._seen(at_ms)
+
+    def add_lost(self, at_ms: int) -> None:
+        """Count a run whose worker was killed: a failure without a duration."""
+        self.runs += 1
+        self.attempts += 1
+        self.failed += 1
+        self._seen(at_ms)
+
+    def add_unfinished_attempt(self) -> None:
+        """Count an attempt that will be retried: the run itself is still to end."""
+        self.attempts += 1
+        self.retries += 1
+
+    def merge(self, other: Stats) -> None:
+        """Add the other's runs to these."""
+        if other.timed:
+            self.min_us = min(self.min_us, other.min_us) if self.timed else other.min_us
+            self.max_us = max(self.max_us, other.max_us)
+        self.runs += other.runs
+        self.failed += other.failed
+        self.attempts += other.attempts
+        self.retries += other.retries
+        self.timed += other.timed
+        self.total_us += other.total_us
+        self.histogram.merge(other.histogram)
+        if other.last_run_ms is not None:
+            self._seen(other.last_run_ms)
+
+    def _seen(self, at_ms: int) -> None:
+        if self.last_run_ms is None or at_ms > self.last_run_ms:
+            self.last_run_ms = at_ms
+
+    @property
+    def succeeded(self) -> int:
+        return self.runs - self.failed
+
+    @property
+    def average_ms(self) -> int:
+        return rounded(self.total_us, self.timed * 1000)
+
+    @property
+    def min_ms(self) -> int:
+        return rounded(self.min_us, 1000)
+
+    @property
+    def max_ms(self) -> int:
+        return rounded(self.max_us, 1000)
+
+    def quantile_ms(self, q: float) -> int:
+        return int(self.histogram.quantile(q, self.min_us, self.max_us) / 1000 + 0.5)
+
+
+def merged(parts: Iterable[Stats]) -> Stats:
+    total = Stats()
+    for part in parts:
+        total.merge(part)
+    return total
+
+
+def rounded(numerator: int, denominator: int) -> int:
+    """numerator / denominator to the nearest whole number, half up; 0 where there is nothing."""
+    return (2 * numerator + denominator) // (2 * denominator) if denominator else 0
+
+
+def percent(part: int, whole: int, decimals: int = 2) -> float:
+    """100 · part / whole, rounded half up; 0 where there is nothing."""
+    scale: int = 10**decimals
+    return rounded(100 * scale * part, whole) / scale
+
+
+# A rate over less than this would be a guess: one run in the first second is not 3600 an hour.
+SHORTEST_RATE_SECONDS = 60
+
+
+def runs_per_hour(runs: int, seconds: int) -> float:
+    """Runs over their length of time, taken as at least 60 s; two decimals, half up."""
+    return rounded(runs * 3600 * 100, max(seconds, SHORTEST_RATE_SECONDS)) / 100
+
+
+def uptime_text(seconds: int) -> str:
+    """The parts that are not zero, days first: "8d 1h 1m 1s", "2m", "0s"."""
+    minutes, s = divmod(max(seconds, 0), 60)
+    hours, m = divmod(minutes, 60)
+    d, h = divmod(hours, 24)
+    parts = [f"{n}{unit}" for n, unit in ((d, "d"), (h, "h"), (m, "m"), (s, "s")) if n]
+    return " ".join(parts) or "0s"

@@ -1,0 +1,1 @@
+"""One table of typed procedures for every transport, one short handler each."""

@@ -1,0 +1,224 @@
+"""
+The environment, read once into one typed object, safe by default.
+
+Times are in the units that the variable names: METRICS_INTERVAL and
+POLL_INTERVAL in milliseconds, as in the system that this replaces.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from socket import gethostname
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from orbit_rpc_schema.errors import Explained
+from orbit_rpc_schema.wire import MAX_SOCKET_PATH, as_name, default_socket_path
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+TRYING_OUT_MS = 10_000
+MIN_TOKEN = 8  # characters
+
+# Read by the worker's client or the pipeline worker and of no meaning to the service.
+ELSEWHERE = {
+    "ORBIT_WORKER_NAME",
+    "ORBIT_DISABLED",
+    "ORBIT_STRICT",
+    "ORBIT_PIPELINES",
+    "ORBIT_PIPELINES_DATABASE",
+    "ORBIT_CONCURRENCY",
+}
+
+
+class BadSettings(Explained):
+    """
+    The settings are not valid:
+    {problems}
+    """
+
+
+class Address(tuple[str, int]):
+    """A host and a port."""
+
+    @property
+    def is_loopback(self) -> bool:
+        return self[0] in LOOPBACK
+
+    def __str__(self) -> str:
+        host = f"[{self[0]}]" if ":" in self[0] else self[0]
+        return f"{host}:{self[1]}"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service, by the name of its variable."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True, extra="ignore", arbitrary_types_allowed=True
+    )
+
+    metrics_interval: int = Field(60_000, ge=1_000, alias="METRICS_INTERVAL")
+    # Of the pipeline worker, which reads it itself; checked here with the others.
+    poll_interval: int = Field(5_000, ge=1, alias="POLL_INTERVAL")
+    log_level: Literal["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", alias="LOG_LEVEL"
+    )
+    socket: Path = Field(default_factory=default_socket_path, alias="ORBIT_SOCKET")
+    # Left out: for this user alone, or where others are admitted for all, because then
+    # the uid of each connection is the guard.
+    socket_mode: int = Field(0, alias="ORBIT_SOCKET_MODE")
+    # None: everybody.
+    allow_uids: Annotated[frozenset[int] | None, NoDecode] = Field(
+        frozenset(), alias="ORBIT_ALLOW_UIDS"
+    )
+    token: str | None = Field(None, alias="ORBIT_TOKEN", min_length=MIN_TOKEN, repr=False)
+    token_file: Path | None = Field(None, alias="ORBIT_TOKEN_FILE")
+    # After the tokens, which it may need.
+    http: Address | None = Field(Address(("127.0.0.1", 8790)), alias="ORBIT_HTTP")
+    node: str = Field(default_factory=gethostname, alias="ORBIT_NODE")
+    stuck_after: int = Field(600, ge=1, alias="ORBIT_STUCK_AFTER")  # seconds
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("socket_mode", mode="before")
+    @classmethod
+    def _octal(cls, value: Any) -> int:
+        if value == 0 and isinstance(value, int):
+            return 0  # the default, to be filled in
+        try:
+            mode = int(value, 8) if isinstance(value, str) else int(value)
+        except ValueError:
+            mode = 0
+        if not 0 < mode <= 0o777:
+            raise ValueError("a file mode in octal, such as 0660")
+        return mode
+
+    @field_validator("allow_uids", mode="before")
+    @classmethod
+    def _uids(cls, value: Any) -> frozenset[int] | None:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        return None if "*" in names else frozenset(map(_uid_of, names))
+
+    @field_validator("socket")
+    @classmethod
+    def _short_enough(cls, path: Path) -> Path:
+        length = len(os.fsencode(path))
+        if length > MAX_SOCKET_PATH:
+            raise ValueError(f"{length} bytes; a socket's path has at most {MAX_SOCKET_PATH}")
+        return path
+
+    @field_validator("http", mode="before")
+    @classmethod
+    def _address(cls, value: Any) -> Address | None:
+        if value is None or isinstance(value, Address):
+            return value
+        if value in ("", "none"):
+            return None
+        host, colon, port = str(value).rpartition(":")
+        if not colon or not port.isdecimal() or int(port) > 65_535:
+            raise ValueError("host:port, such as 127.0.0.1:8790, or none")
+        return Address((host.strip("[]") or "0.0.0.0", int(port)))  # noqa: S104  # ":8790" means all
+
+    @field_validator("node")
+    @classmethod
+    def _node_name(cls, value: str) -> str:
+        return as_name(value)
+
+    @field_validator("http")
+    @classmethod
+    def _guarded(cls, address: Address | None, others: ValidationInfo) -> Address | None:
+        # A token that is bad is missing among the others, and named by itself.
+        tokens = [others.data.get(name, "bad") for name in ("token", "token_file")]
+        if address is not None and not address.is_loopback and tokens == [None, None]:
+            raise ValueError(
+                f"{address} can be reached from elsewhere: set ORBIT_TOKEN or ORBIT_TOKEN_FILE"
+            )
+        return address
+
+    @field_validator("token_file")
+    @classmethod
+    def _holds_a_token(cls, path: Path | None) -> Path | None:
+        if path is not None and len(_token_in(path)) < MIN_TOKEN:
+            raise ValueError(f"{path} holds a token of at least {MIN_TOKEN} characters")
+        return path
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Settings:
+        if not self.socket_mode:
+            self.socket_mode = 0o600 if self.allow_uids == frozenset() else 0o666
+        if self.token is None and self.token_file is not None:
+            self.token = _token_in(self.token_file)
+        return self
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The settings of the environment, with what the command line says in place of it.
+
+    Raises BadSettings, which names every problem at once.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as invalid:
+        lines = [
+            ": ".join(filter(None, [".".join(map(str, problem["loc"])), _plain(problem["msg"])]))
+            for problem in invalid.errors(include_url=False, include_context=False)
+        ]
+        raise BadSettings(problems="\n".join(f"  {line}" for line in lines)) from None
+
+
+def warnings(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What is odd and yet no reason not to start, a sentence each.
+
+    An unknown ORBIT_* is among them: Kubernetes puts such names into every pod
+    beside a service called orbit, and an error would crash-loop it.
+    """
+    said = [
+        f"{name} is not a setting; {_nearest(name)}"
+        for name in environ
+        if name.startswith("ORBIT_") and name not in known_names()
+    ]
+    if settings.metrics_interval < TRYING_OUT_MS:
+        said.append(f"METRICS_INTERVAL={settings.metrics_interval} is for trying out")
+    return said
+
+
+def known_names() -> set[str]:
+    return ELSEWHERE | {field.alias or "" for field in Settings.model_fields.values()}
+
+
+def _nearest(name: str) -> str:
+    near = get_close_matches(name, known_names(), n=1)
+    return f"did you mean {near[0]}?" if near else "it is passed over"
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _token_in(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8") from None
+
+
+def _uid_of(name: str) -> int:
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {name!r} here; give a number") from None

@@ -1,0 +1,110 @@
+"""HTTP for dashboards and probes: POST /rpc, the OpenRPC document, three probes."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from orbit_rpc_schema.openrpc import document
+from orbit_rpc_schema.procedures import Health
+from orbit_rpc_schema.wire import MAX_LINE
+from orbit_service.rpc.dispatch import Dispatcher
+
+PROBES = ("/livez", "/readyz", "/healthz")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """`local` is true when the service listens on loopback alone."""
+
+    version: str
+    local: bool = True
+    token: str | None = None
+
+
+def make_app(
+    dispatcher: Dispatcher,
+    options: HttpOptions,
+    *,
+    ready: Callable[[], bool],
+    health: Callable[[], Health],
+) -> web.Application:
+    """The application; `ready` says whether runs are taken."""
+
+    async def rpc(request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            # A form or plain text is what a web page elsewhere can send without asking.
+            raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
+        answer = await dispatcher.answer(await request.read())
+        if answer is None:
+            return web.Response(status=204)
+        return web.Response(body=answer, content_type="application/json")
+
+    async def live(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readiness(_request: web.Request) -> web.Response:
+        return _probe(ready(), "takes runs", "does not take runs")
+
+    async def healthz(_request: web.Request) -> web.Response:
+        now = health()
+        body: dict[str, Any] = now.model_dump(mode="json", by_alias=True)
+        # The probes of a container are about this service; a failing pipeline is no
+        # reason to restart it. The body tells; the status stays.
+        return web.json_response({"ready": ready(), **body}, status=200 if ready() else 503)
+
+    async def openrpc(_request: web.Request) -> web.Response:
+        return web.json_response(document(options.version))
+
+    app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options)])
+    app.router.add_post("/rpc", rpc)
+    app.router.add_get("/livez", live)
+    app.router.add_get("/readyz", readiness)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/openrpc.json", openrpc)
+    return app
+
+
+def _guard(options: HttpOptions) -> Any:
+    """Turn away whoever lacks the token, and web pages that reach for a local service."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in PROBES:
+            return await handler(request)
+        if options.local and _name_of(request.host) not in LOCAL_NAMES:
+            # A name that resolves to 127.0.0.1 (DNS rebinding) is not ours.
+            raise web.HTTPForbidden(text=f"{request.host} is not a name of this service\n")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != request.host:
+            raise web.HTTPForbidden(text=f"pages of {origin} may not call this service\n")
+        if options.token is not None and not _has_token(request, options.token):
+            raise web.HTTPUnauthorized(
+                text="send Authorization: Bearer <token>\n", headers={"WWW-Authenticate": "Bearer"}
+            )
+        return await handler(request)
+
+    return guard
+
+
+def _name_of(host: str) -> str:
+    name, _colon, port = host.rpartition(":")
+    return name if name and port.isdecimal() else host
+
+
+def _has_token(request: web.Request, token: str) -> bool:
+    scheme, _space, given = request.headers.get("Authorization", "").partition(" ")
+    # A header holds whatever bytes were sent; those that are no text come as surrogates.
+    sent = given.encode(errors="surrogateescape")
+    return scheme == "Bearer" and hmac.compare_digest(sent, token.encode())
+
+
+def _probe(good: bool, yes: str, no: str) -> web.Response:
+    return web.Response(text=f"{yes if good else no}\n", status=200 if good else 503)

@@ -1,0 +1,103 @@
+"""Bind the worker socket: replace a stale one, refuse a live one, delete nothing else."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orbit_rpc_schema.errors import Explained
+
+BACKLOG = 1_024  # every worker of a host reconnects at once after a restart
+
+
+class SocketPathTaken(Explained):
+    """
+    {path} exists and is not a socket.
+    Move the file away, or set ORBIT_SOCKET to another path.
+    """
+
+
+class SocketInUse(Explained):
+    """
+    Another process is listening on {path}.
+    Stop it, or set ORBIT_SOCKET to another path.
+    """
+
+
+class SocketUnusable(Explained):
+    """
+    The socket {path} cannot be made: {why}.
+    Make its directory writable for this user, or set ORBIT_SOCKET to another path.
+    """
+
+
+def bind(path: Path, mode: int) -> socket.socket:
+    """A listening socket at `path`. A directory that is missing is made, for this user alone."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise SocketUnusable(path=path, why=f"{path.parent} is not a directory") from None
+    except OSError as error:
+        raise SocketUnusable(path=path, why=error.strerror or error) from None
+    try:
+        with _locked(path.parent):
+            _clear(path)
+            return _listen(path, mode)
+    except OSError as error:
+        raise SocketUnusable(path=path, why=error.strerror or error) from None
+
+
+def unlink(path: Path, inode: int) -> None:
+    """Remove the socket file, unless it is another's by now."""
+    try:
+        if path.stat().st_ino == inode:
+            path.unlink()
+    except OSError:
+        pass
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Two services that start at once do not take one another's new socket for a stale one."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketPathTaken(path=path)
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(str(path))
+    if refused not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise SocketInUse(path=path)
+    path.unlink(missing_ok=True)
+
+
+def _listen(path: Path, mode: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The mask keeps others out in the moment between bind and chmod.
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    path.chmod(mode)
+    listener.listen(BACKLOG)
+    return listener

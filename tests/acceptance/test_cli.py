@@ -1,0 +1,326 @@
+"""The command line as real processes: each ends in an answer or a sentence, with an exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import ENTRY, command, environment, until
+from orbit_rpc_schema.caller import call
+from orbit_rpc_schema.wire import MAX_SOCKET_PATH
+
+COMMANDS = [
+    "serve",
+    "worker",
+    "run",
+    "demo",
+    "metrics",
+    "call",
+    "openrpc",
+    "check-config",
+    "healthcheck",
+    "doctor",
+]
+
+
+def failure(outcome: Any, code: int = 1) -> str:
+    """The sentence of a command that failed as a command should."""
+    assert outcome.returncode == code, outcome
+    assert "Traceback" not in outcome.stderr + outcome.stdout
+    assert outcome.stderr.strip()
+    return outcome.stderr.strip()
+
+
+def success(outcome: Any) -> str:
+    assert outcome.returncode == 0, outcome
+    assert "Traceback" not in outcome.stderr
+    return outcome.stdout
+
+
+@pytest.fixture
+def a_run(client):
+    """One run of 1,250 ms, counted."""
+    client.record_run(1250, True, pipeline="send")
+    assert client.flush(5)
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_the_help_lists_every_command(tmp_path):
+    listed = re.findall(r"^  ([a-z][a-z-]*)", success(command(tmp_path, "--help")), re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help(tmp_path, name):
+    assert f"orbit-metrics {name}" in success(command(tmp_path, name, "--help")).replace(
+        "-c ", "orbit-metrics "
+    )
+
+
+def test_an_unknown_command_is_a_usage_error(tmp_path):
+    assert "No such command 'serv'" in failure(command(tmp_path, "serv"), code=2)
+
+
+# ---------------------------------------------------------------- questions
+
+
+def test_metrics_prints_the_numbers_by_name(tmp_path, service, a_run):
+    printed = success(command(tmp_path, "metrics"))
+    assert re.search(r"^runs +1 \(", printed, re.MULTILINE)
+    assert "avg 1250 ms" in printed
+
+
+def test_metrics_as_json_is_the_result_of_worker_metrics(tmp_path, service, a_run):
+    printed = json.loads(success(command(tmp_path, "metrics", "--json", "--worker", "tests")))
+    asked = service.ask("worker.metrics", {"worker": "tests"})
+    changing = {"timestamp", "uptime", "uptimeSeconds"}
+    assert {k: v for k, v in printed.items() if k not in changing} == {
+        k: v for k, v in asked.items() if k not in changing
+    }
+
+
+def test_metrics_says_that_no_worker_was_ever_seen(tmp_path, service):
+    assert "never seen here" in success(command(tmp_path, "metrics"))
+
+
+def test_call_prints_the_result(tmp_path, service, a_run):
+    printed = success(command(tmp_path, "call", "worker.recentRuns", '{"limit": 1}'))
+    assert [run["durationMs"] for run in json.loads(printed)] == [1250]
+
+
+def test_openrpc_needs_no_service(tmp_path):
+    document = json.loads(success(command(tmp_path, "openrpc")))
+    assert "worker.metrics" in [method["name"] for method in document["methods"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        pytest.param(["worker.fire"], 1, "worker.fire: Method not found", id="unknown method"),
+        pytest.param(["worker.recentRuns", '{"limit": 0}'], 1, '"limit: ', id="bad params"),
+        pytest.param(["runs.record", "[]"], 1, "Invalid params", id="a writing method"),
+        pytest.param(["worker.list", "{"], 2, "the params are not JSON", id="bad JSON"),
+        pytest.param(["worker.list", "5"], 2, "an object or an array", id="a number"),
+    ],
+)
+def test_a_call_that_fails_says_why(tmp_path, service, arguments, code, sentence):
+    assert sentence in failure(command(tmp_path, "call", *arguments), code)
+
+
+@pytest.mark.parametrize("arguments", [["metrics"], ["call", "worker.list"]], ids=lambda a: a[0])
+def test_without_a_service_a_question_says_where_it_looked(tmp_path, arguments):
+    sentence = failure(command(tmp_path, *arguments))
+    assert sentence.startswith(f"orbit-metrics: no service at {tmp_path / 'worker.sock'}")
+    assert "orbit-metrics doctor" in sentence
+
+
+def test_a_path_that_is_too_long_is_said(tmp_path):
+    assert "too long" in failure(command(tmp_path, "metrics", "--socket", "/" + "x" * 200))
+
+
+# ---------------------------------------------------------------- probes
+
+
+def test_healthcheck_is_good_while_the_service_takes_runs(tmp_path, service):
+    assert "takes runs" in success(command(tmp_path, "healthcheck"))
+
+
+def test_healthcheck_is_bad_without_a_service(tmp_path):
+    assert f"no service at {tmp_path}" in failure(command(tmp_path, "healthcheck"))
+
+
+def test_doctor_sees_both_sides(tmp_path, service, a_run):
+    printed = success(command(tmp_path, "doctor"))
+    assert "BAD" not in printed
+    for part in (str(service.socket), "mode 0600", "uid", "protocol 1", "connected workers: tests"):
+        assert part in printed
+
+
+def make_nothing(path: Path) -> None:
+    """There is no file."""
+
+
+def make_a_file(path: Path) -> None:
+    path.write_text("")
+
+
+def make_a_stale_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "finding"),
+    [
+        pytest.param(make_nothing, "is the service running?", id="nothing there"),
+        pytest.param(make_a_file, "is not a socket", id="no socket"),
+        pytest.param(make_a_stale_socket, "the service is not running", id="a stale socket"),
+    ],
+)
+def test_doctor_names_what_is_wrong_and_fails(tmp_path, make, finding):
+    make(tmp_path / "worker.sock")
+    outcome = command(tmp_path, "doctor")
+    assert outcome.returncode == 1
+    assert outcome.stdout.splitlines()[-1].startswith("BAD ")
+    assert finding in outcome.stdout.splitlines()[-1]
+    assert outcome.stderr == ""
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_check_config_shows_what_holds_and_no_secret(tmp_path):
+    printed = success(command(tmp_path, "check-config", ORBIT_TOKEN="correct-horse"))
+    assert f"ORBIT_SOCKET = {tmp_path / 'worker.sock'}\n" in printed
+    assert "ORBIT_SOCKET_MODE = 0600\n" in printed
+    assert "ORBIT_TOKEN = (set)\n" in printed
+    assert "correct-horse" not in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("ORBIT_SOKET", "ORBIT_SOCKET?"), ("METRICS_INTERVAL", "METRICS_INTERVAL")]
+)
+def test_check_config_fails_for_an_unknown_or_a_bad_variable(tmp_path, name, said):
+    assert said in failure(command(tmp_path, "check-config", **{name: "x"}))
+
+
+# ---------------------------------------------------------------- starting and stopping
+
+
+def taken_port() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_a_busy_port_is_one_sentence(tmp_path):
+    with taken_port() as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        sentence = failure(command(tmp_path, "serve", ORBIT_HTTP=address))
+    assert f"{address} cannot be listened on" in sentence
+    assert "ORBIT_HTTP" in sentence
+    assert not (tmp_path / "worker.sock").exists()
+
+
+def test_every_bad_variable_is_named_at_once(tmp_path):
+    bad = {"METRICS_INTERVAL": "often", "ORBIT_HTTP": "8790", "ORBIT_SOCKET_MODE": "rw"}
+    sentence = failure(command(tmp_path, "serve", **bad))
+    assert all(name in sentence for name in bad)
+
+
+def test_a_socket_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / "file" / "worker.sock")
+    assert "is not a directory" in failure(command(tmp_path, "serve", "--socket", path))
+
+
+def test_a_socket_whose_path_is_too_long_is_one_sentence(tmp_path):
+    path = str(tmp_path / ("x" * MAX_SOCKET_PATH))
+    assert f"at most {MAX_SOCKET_PATH}" in failure(command(tmp_path, "serve", "--socket", path))
+
+
+def test_a_file_that_is_no_socket_is_not_deleted(tmp_path):
+    path = tmp_path / "worker.sock"
+    path.write_text("precious")
+    assert "is not a socket" in failure(command(tmp_path, "serve"))
+    assert path.read_text() == "precious"
+
+
+def test_a_second_service_is_refused_and_the_first_goes_on(tmp_path, service):
+    assert "Another process is listening" in failure(command(tmp_path, "serve"))
+    assert service.ask("service.info")["connections"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_ends_the_service_cleanly(tmp_path, number):
+    path = tmp_path / "worker.sock"
+    make_a_stale_socket(path)
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen([*ENTRY, "serve"], env=environment(tmp_path), stderr=stderr) as process,
+    ):
+        until(lambda: b"workers at" in log.read_bytes())
+        assert call(path, "service.info")["pid"] == process.pid
+        process.send_signal(number)
+        assert process.wait(10) == 0
+
+    assert not path.exists()
+    assert "Traceback" not in log.read_text()
+
+
+# ---------------------------------------------------------------- the base install
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("click", "pydantic", "msgspec", "aiohttp", "loguru", "jsonrpcserver", "rich"):
+    sys.modules[name] = None  # importing it raises ModuleNotFoundError
+from orbit_service.entry import main
+main()
+"""
+
+
+def on_a_base_install(folder: Path, *arguments: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, *arguments],
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["serve", "metrics", "--help"])
+def test_on_a_base_install_the_missing_extra_is_named(tmp_path, name):
+    sentence = failure(on_a_base_install(tmp_path, name))
+    assert "click is not installed" in sentence
+    assert "orbit-metrics[service]" in sentence
+
+
+def test_on_a_base_install_healthcheck_works(tmp_path, service):
+    assert "takes runs" in success(on_a_base_install(tmp_path, "healthcheck"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("aiohttp", ["serve"], "service"),
+        ("dbos", ["run", "census"], "pipelines"),
+        ("dbos", ["worker"], "pipelines"),
+    ],
+)
+def test_where_one_extra_is_missing_that_one_is_named(tmp_path, missing, arguments, extra):
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "census.py").write_text(A_PIPELINE)
+    blocked = f"import sys; sys.modules[{missing!r}] = None; {ENTRY[-1]}"
+    outcome = subprocess.run(
+        [sys.executable, "-c", blocked, *arguments],
+        env=environment(tmp_path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert f"install orbit-metrics[{extra}]" in failure(outcome)
+
+
+A_PIPELINE = """
+from orbit_worker.pipelines import Pipeline, step
+
+@step
+def count(value):
+    return value
+
+census = Pipeline("census", steps=[count])
+"""

@@ -1,0 +1,180 @@
+"""The pipeline worker as a process: executes, records, recovers, drains."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builders import ENTRY, command, environment, until
+
+PIPELINES = """
+import time
+from pathlib import Path
+from orbit_worker.pipelines import Pipeline, step
+
+def note(value):
+    with open(Path(value["folder"]) / "log", "a") as log:
+        log.write(value["name"] + "\\n")
+    return value
+
+def gate(value):
+    note({**value, "name": "at the gate"})
+    while not (Path(value["folder"]) / "open").exists():
+        time.sleep(0.01)
+    return value
+
+def double(n): return 2 * n
+def fail(n): raise ValueError(f"{n} is wrong")
+
+double_it = Pipeline("double", steps=[double])
+failing = Pipeline("failing", steps=[double, fail])
+gated = Pipeline("gated", steps=[note, gate, step(name="end")(note)])
+"""
+
+
+class Place:
+    """A folder with pipelines, a database, and what is done there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "pipelines").mkdir()
+        (folder / "pipelines" / "some.py").write_text(PIPELINES)
+        self.settings = {
+            "ORBIT_PIPELINES_DATABASE": str(folder / "pipelines.db"),
+            "ORBIT_WORKER_NAME": "pipelines",
+            "POLL_INTERVAL": "200",
+        }
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return command(self.folder, "run", *arguments, **self.settings)
+
+    def gated(self, name: str) -> str:
+        given = json.dumps({"folder": str(self.folder), "name": name})
+        return self.run("gated", "--input", given).stdout.strip()
+
+    def open_gate(self) -> None:
+        (self.folder / "open").touch()
+
+    def log(self) -> list[str]:
+        path = self.folder / "log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    @contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+        with (self.folder / "worker.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*ENTRY, "worker"],
+                env=environment(self.folder, **self.settings),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def finished(service: Any, runs: int) -> Any:
+    return until(lambda: service.ask("worker.stats")["runsLast24Hours"] >= runs)
+
+
+def test_a_pending_run_is_executed_and_its_result_printed(place, service):
+    with place.worker():
+        done = place.run("double", "--input", "21", "--wait")
+
+    assert (done.returncode, json.loads(done.stdout)) == (0, 42)
+
+
+def test_a_failing_run_ends_the_wait_with_1_and_is_recorded_with_its_steps_and_error(
+    place, service
+):
+    with place.worker():
+        done = place.run("failing", "--input", "3", "--wait")
+        finished(service, 1)
+        [run] = service.ask("worker.recentRuns", {"status": "failed"})
+
+    assert (done.returncode, "ValueError: 6 is wrong" in done.stderr) == (1, True)
+    assert [(s["name"], s["status"]) for s in run["steps"]] == [
+        ("double", "success"),
+        ("fail", "failed"),
+    ]
+    assert (run["error"]["type"], run["attempt"]) == ("ValueError", 1)
+
+
+def test_an_interrupted_run_is_taken_up_and_no_finished_step_executed_twice(place, service):
+    with place.worker() as killed:
+        place.gated("one")
+        until(lambda: "at the gate" in place.log())
+        killed.kill()
+    place.open_gate()
+    with place.worker():
+        finished(service, 2)
+
+    assert place.log() == ["one", "at the gate", "at the gate", "one"]
+    lost, done = sorted(service.ask("worker.recentRuns"), key=lambda run: run["finishedAt"])
+    assert (lost["error"]["type"], done["status"], done["attempt"]) == ("WorkerLost", "success", 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_worker_finishes_what_is_in_flight_and_leaves_with_0(place, service, number):
+    with place.worker() as worker:
+        place.gated("one")
+        until(lambda: "at the gate" in place.log())
+        worker.send_signal(number)
+        place.gated("two")
+        place.open_gate()
+        code = worker.wait(timeout=40)
+
+    assert (code, place.log()) == (0, ["one", "at the gate", "one"])
+    assert service.ask("worker.metrics", {"worker": "pipelines"})["lastLife"]["totalRuns"] == 1
+
+
+def test_several_runs_are_executed_at_once_and_no_more_than_the_setting_says(place, service):
+    for name in "abcdef":
+        place.gated(name)
+    with place.worker():
+        until(lambda: place.log().count("at the gate") >= 4)
+        until(lambda: service.ask("worker.stats")["running"] >= 4)
+        now = service.ask("worker.stats")
+        place.open_gate()
+        finished(service, 6)
+
+    assert (now["running"], now["pendingKnown"]) == (4, True)
+    assert sorted(set(place.log()) - {"at the gate"}) == list("abcdef")
+
+
+def test_an_unknown_pipeline_is_an_error_that_lists_the_known_ones(place):
+    done = place.run("dubble")
+
+    assert done.returncode == 1
+    assert "known are: double, failing, gated" in done.stderr
+
+
+def test_without_pipelines_the_worker_says_where_it_looked_and_leaves_with_1(tmp_path):
+    done = command(tmp_path, "worker", "--pipelines", "nowhere")
+
+    assert (done.returncode, str(tmp_path / "nowhere") in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_ends_with_the_metrics_of_its_runs_as_json(tmp_path):
+    done = command(tmp_path, "demo", "--once", "--runs", "20", timeout=80)
+
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["connected"]) == (0, True)
+    assert answer["totalRuns"] == answer["succeeded"] + answer["failed"] == 40
+    assert answer["failed"] >= 6, "the broken files are among them"

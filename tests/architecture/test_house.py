@@ -1,0 +1,66 @@
+"""What the house promises about itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from orbit_rpc_schema.procedures import PROCEDURES
+from orbit_service.settings import known_names
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_base_install_has_no_dependencies():
+    assert PROJECT["project"]["dependencies"] == []
+
+
+def test_everything_that_is_installed_is_locked_with_its_hash():
+    lock = (ROOT / "requirements.lock").read_text()
+    wanted = [*PROJECT["dependency-groups"]["dev"]]
+    for extra in PROJECT["project"]["optional-dependencies"].values():
+        wanted += extra
+    for requirement in wanted:
+        name = re.match(r"[\w-]+", requirement).group()
+        assert re.search(rf"^{name}==[^\n]*\\\n    --hash=sha256:", lock, re.MULTILINE), name
+
+
+def test_the_readme_names_every_setting_and_no_other():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:3] == "| `"]
+    named = {name for row in rows for name in re.findall(r"`([A-Z_]{4,})`", row.split("|")[1])}
+
+    assert named == known_names()
+
+
+def test_the_readme_names_every_procedure_that_is_answered():
+    readme = (ROOT / "README.md").read_text()
+
+    assert [name for name in PROCEDURES if f"`{name}`" not in readme] == []
+
+
+def test_the_client_imports_nothing_but_itself_and_the_standard_library():
+    code = (
+        "import sys; before = set(sys.modules); import orbit_worker; "
+        "roots = {m.partition('.')[0] for m in set(sys.modules) - before}; "
+        "print(*sorted(roots - sys.stdlib_module_names))"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert printed.split() == ["orbit_rpc_schema", "orbit_worker"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "broken").glob("*.py")), ids=str)
+def test_the_broken_examples_are_broken_on_every_python(path):
+    checked = subprocess.run(
+        [sys.executable, "-m", "py_compile", str(path)], capture_output=True, check=False
+    )
+
+    assert checked.returncode == 1

@@ -1,0 +1,79 @@
+"""Fixtures that more than one package's tests need."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orbit_rpc_schema.caller import call
+from orbit_service.app import Service
+from orbit_service.settings import Settings
+from orbit_worker.client import MetricsClient
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test meets a service or a setting of the machine it runs on."""
+    for name in ("ORBIT_DISABLED", "ORBIT_STRICT", "ORBIT_WORKER_NAME", "METRICS_INTERVAL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ORBIT_SOCKET", str(tmp_path / "worker.sock"))
+
+
+class RunningService:
+    """A real service in a thread of this process, with its socket and HTTP address."""
+
+    def __init__(self, socket: Path, **settings: Any) -> None:
+        self.socket = socket
+        self._settings = {"ORBIT_SOCKET": socket, "ORBIT_HTTP": "127.0.0.1:0", **settings}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.service: Service | None = None
+
+    def start(self) -> None:
+        async def start() -> Service:
+            service = Service(Settings(**self._settings))
+            await service.start()
+            return service
+
+        self.service = self._await(start())
+
+    def stop(self) -> None:
+        if self.service is not None:
+            self._await(self.service.stop())
+            self.service = None
+
+    def close(self) -> None:
+        self.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _await(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=20)
+
+    def ask(self, method: str, params: Any = ()) -> Any:
+        """The result of one call over the socket."""
+        return call(self.socket, method, params)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[RunningService]:
+    """A service that runs."""
+    running = RunningService(tmp_path / "worker.sock")
+    running.start()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[MetricsClient]:
+    """A client of the worker `tests`, at the socket where `service` is if it is asked for."""
+    client = MetricsClient(socket=tmp_path / "worker.sock", worker="tests")
+    yield client
+    client.close(timeout=1.0)

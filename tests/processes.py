@@ -1,0 +1,102 @@
+"""A service and its workers as real processes, for the tests that kill and restart them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from builders import ENTRY, environment, until
+from orbit_rpc_schema.caller import CallFailed, call
+
+
+class House:
+    """A folder with a service in it and workers around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "worker.sock"
+        self._folder = folder
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def serve(self) -> subprocess.Popen[str]:
+        process = self._start([*ENTRY, "serve"])
+        until(lambda: self.ask("service.info"))
+        return process
+
+    def worker(self, code: str, *arguments: str) -> Worker:
+        """A program that has `record_run` and its kin, and `step()`, which waits to be told."""
+        return Worker(
+            self._start([sys.executable, "-W", "error", "-c", PRELUDE + code, *arguments])
+        )
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """The answer, or None while there is no service."""
+        try:
+            return call(self.socket, method, params)
+        except (OSError, CallFailed):
+            return None
+
+    def metrics(self) -> dict[str, Any]:
+        return self.ask("worker.metrics", worker="crew")
+
+    def runs(self) -> int:
+        return (self.metrics() or {}).get("totalRuns", -1)
+
+    def ended(self) -> dict[str, Any]:
+        """The last life, once it is over."""
+        return until(lambda: None if (m := self.metrics())["connected"] else m["lastLife"])
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command,
+            env=environment(self._folder, ORBIT_WORKER_NAME="crew"),
+            cwd=self._folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+
+PRELUDE = """
+import multiprocessing, os, signal, sys
+import orbit_worker
+from orbit_worker import flush, record_run, track
+
+def step(said="ready"):
+    print(said, flush=True)
+    assert sys.stdin.readline()
+
+"""
+
+
+class Worker:
+    """A worker's process, which stops at each `step()`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def reached(self) -> str:
+        """Wait until it stands at a step; what it said there."""
+        line = self.process.stdout.readline()
+        assert line, "the worker has ended"
+        return line.strip()
+
+    def go_on(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def leave(self) -> None:
+        assert self.process.wait(20) == 0

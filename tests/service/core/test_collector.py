@@ -1,0 +1,474 @@
+"""What counts, once and only once: sessions, lives, numbers, attempts, losses, bounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders import (
+    HOUR,
+    MS,
+    SECOND,
+    T0,
+    a_batch,
+    a_connect,
+    a_heartbeat,
+    a_record,
+    a_result,
+    a_session,
+    a_start,
+)
+from orbit_rpc_schema.messages import Detail, Error, Record
+from orbit_rpc_schema.wire import LIMITS, WORKER_LOST
+from orbit_service.core import collector as bounds
+from orbit_service.core.checks import Refused
+from orbit_service.core.collector import Collector
+from orbit_service.core.recent import Run
+from orbit_service.core.stats import Stats
+
+DAY = 24 * HOUR
+
+
+def totals(collector: Collector, worker: str = "mailer") -> Stats:
+    life = collector.workers[worker].life
+    assert life is not None, f"{worker} is not connected"
+    return life.totals()
+
+
+def newest_run(collector: Collector) -> Run:
+    return next(collector.workers["mailer"].recent.newest(T0))
+
+
+def in_flight(collector: Collector) -> list[str]:
+    return [run.id for _session, run in collector.running()]
+
+
+# ---------------------------------------------------------------- sessions and their numbers
+
+
+def test_a_new_session_starts_at_zero_and_is_told_the_limits(collector: Collector) -> None:
+    answer = collector.connect(a_connect(), T0)
+
+    assert (answer.acked, answer.known, answer.node) == (0, False, "node")
+    assert answer.limits == LIMITS
+
+
+def test_a_session_that_comes_back_is_told_what_was_counted(collector: Collector) -> None:
+    collector.record(a_session(collector), a_record(7, a_batch(MS)), T0)
+    answer = collector.connect(a_connect(), T0)
+
+    assert (answer.acked, answer.known) == (7, True)
+
+
+def test_so_is_one_that_was_given_up(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(7, a_batch(MS)), T0)
+    collector.lose(session, T0)
+    answer = collector.connect(a_connect(), T0)
+
+    assert (answer.acked, answer.known) == (7, True)
+
+
+def test_a_session_belongs_to_one_worker(collector: Collector) -> None:
+    a_session(collector)
+
+    with pytest.raises(Refused, match="belongs to worker 'mailer'"):
+        collector.connect(a_connect(worker="another"), T0)
+    assert "another" not in collector.workers
+
+
+def test_a_hello_with_a_bad_name_leaves_no_trace(collector: Collector) -> None:
+    with pytest.raises(Refused):
+        collector.connect(a_connect(worker=""), T0)
+
+    assert not collector.workers
+    assert not collector.sessions
+
+
+def test_a_batch_sent_twice_counts_once(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS, MS)), T0)
+    collector.record(session, a_record(1, a_batch(MS, MS)), T0)
+
+    assert (totals(collector).runs, collector.counted) == (2, 2)
+
+
+def test_a_gap_in_the_numbers_is_legal(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(5, a_batch(MS)), T0)
+    collector.record(session, a_record(4, a_batch(MS)), T0)
+
+    assert (session.acked, totals(collector).runs) == (5, 1)
+
+
+def test_numbers_belong_to_their_session(collector: Collector) -> None:
+    for name in ("s1", "s2"):
+        collector.record(a_session(collector, name), a_record(1, a_batch(MS)), T0)
+
+    assert totals(collector).runs == 2
+
+
+def test_a_heartbeat_takes_a_number_too(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.heartbeat(session, a_heartbeat(3, queues={"mail": 4}), T0 + SECOND)
+    collector.heartbeat(session, a_heartbeat(3, queues={"mail": 9}), T0 + SECOND)
+
+    assert (session.acked, session.queues) == (3, {"mail": 4})
+    assert session.last_seen_ms == T0 + SECOND
+
+
+def test_a_report_in_the_future_was_made_now(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.heartbeat(session, a_heartbeat(1, last_report_at=T0 + HOUR), T0)
+
+    assert session.last_report_ms == T0
+
+
+# ---------------------------------------------------------------- lives
+
+
+def test_a_life_holds_the_runs_of_all_its_sessions(collector: Collector) -> None:
+    one, two = a_session(collector, "s1"), a_session(collector, "s2")
+    collector.record(one, a_record(1, a_batch(MS)), T0)
+    collector.record(two, a_record(1, a_batch(MS)), T0)
+    collector.disconnect(one, "done", T0)
+
+    assert totals(collector).runs == 2
+
+
+def test_with_its_last_session_a_life_is_over(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS, MS, failed=[1])), T0)
+    collector.disconnect(session, "done", T0 + SECOND)
+
+    last = collector.workers["mailer"].last_life
+    assert collector.workers["mailer"].life is None
+    assert last is not None
+    assert (last.ended_ms, last.reason, last.total_runs, last.failed) == (T0 + SECOND, "done", 2, 1)
+
+
+def test_the_next_life_begins_from_zero(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS)), T0)
+    collector.disconnect(session, "done", T0)
+    a_session(collector, "s2")
+
+    assert totals(collector).runs == 0
+
+
+@pytest.mark.parametrize(
+    ("started_at", "begins"),
+    [
+        pytest.param(T0 - HOUR, T0 - HOUR, id="when the process began"),
+        pytest.param(T0 + HOUR, T0, id="but not in the future"),
+    ],
+)
+def test_a_life_begins(collector: Collector, started_at: int, begins: int) -> None:
+    a_session(collector, started_at=started_at)
+
+    life = collector.workers["mailer"].life
+    assert life is not None
+    assert life.started_ms == begins
+
+
+def test_a_reconnect_goes_on_with_the_life(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS)), T0)
+    collector.suspect(session, T0)
+    a_session(collector, now_ms=T0 + SECOND)
+
+    assert totals(collector).runs == 1
+    assert collector.expire(T0 + HOUR) == []
+
+
+def test_a_session_that_was_given_up_comes_back_to_a_new_life(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS)), T0)
+    collector.lose(session, T0 + SECOND)
+    a_session(collector, now_ms=T0 + HOUR)
+
+    life = collector.workers["mailer"].life
+    assert life is not None
+    assert (life.started_ms, life.totals().runs) == (T0 + HOUR, 0)
+
+
+def test_a_reset_ends_the_life_and_begins_another(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS)), T0)
+    collector.reset(session, T0 + SECOND)
+    collector.record(session, a_record(2, a_batch(MS, MS)), T0 + SECOND)
+
+    last = collector.workers["mailer"].last_life
+    assert last is not None
+    assert (last.reason, last.total_runs) == ("reset", 1)
+    assert totals(collector).runs == 2
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_a_connection_that_broke_may_come_back_for_two_seconds(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.suspect(session, T0)
+
+    assert collector.expire(T0 + 2 * SECOND - 1) == []
+    assert collector.expire(T0 + 2 * SECOND) == [session]
+    assert collector.workers["mailer"].life is None
+
+
+def test_runs_of_a_lost_session_fail_without_a_duration(collector: Collector) -> None:
+    a_session(collector, "other")
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(8 * MS), started=[a_start("r1")]), T0)
+    collector.lose(session, T0)
+
+    stats, run = totals(collector), newest_run(collector)
+    assert (stats.runs, stats.failed, stats.average_ms) == (2, 1, 8)
+    assert (run.id, run.duration_us, run.success, run.started_ms) == ("r1", None, False, T0)
+    assert run.detail.error is not None
+    assert run.detail.error.type == WORKER_LOST
+    assert in_flight(collector) == []
+
+
+def test_a_run_that_had_ended_is_not_lost(collector: Collector) -> None:
+    a_session(collector, "other")
+    session = a_session(collector)
+    collector.record(session, a_record(1, started=[a_start("r1")]), T0)
+    collector.record(session, a_record(2, a_result("r1")), T0)
+    collector.lose(session, T0)
+
+    assert (totals(collector).runs, totals(collector).failed) == (1, 0)
+
+
+def test_a_result_after_the_loss_is_late_and_changes_nothing(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, started=[a_start("r1")]), T0)
+    collector.lose(session, T0)
+    session = a_session(collector, running=[a_start("r1")])
+    collector.record(session, a_record(2, a_result("r1")), T0)
+
+    assert (collector.late, collector.counted, totals(collector).runs) == (1, 0, 0)
+    assert in_flight(collector) == []
+
+
+def test_a_lost_run_that_another_process_takes_up_is_a_new_run(collector: Collector) -> None:
+    collector.lose(a_session(collector, running=[a_start("r1")]), T0)
+    successor = a_session(collector, "s2", running=[a_start("r1")])
+    assert in_flight(collector) == ["r1"]
+    collector.record(successor, a_record(1, a_result("r1")), T0)
+
+    assert (collector.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
+
+
+def test_a_higher_attempt_of_a_lost_run_is_a_new_run(collector: Collector) -> None:
+    collector.lose(a_session(collector, running=[a_start("r1")]), T0)
+    collector.record(a_session(collector, "s2"), a_record(1, a_result("r1", attempt=2)), T0)
+
+    assert (collector.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
+
+
+# ---------------------------------------------------------------- runs and attempts
+
+
+def test_what_runs_is_what_began_and_did_not_end(collector: Collector) -> None:
+    session = a_session(collector, running=[a_start("r0")])
+    collector.record(session, a_record(1, started=[a_start("r1"), a_start("r2")]), T0)
+    collector.record(session, a_record(2, a_result("r1")), T0)
+
+    assert in_flight(collector) == ["r0", "r2"]
+
+
+def test_on_a_reconnect_the_worker_says_what_runs(collector: Collector) -> None:
+    a_session(collector, running=[a_start("r1"), a_start("r2")])
+    a_session(collector, running=[a_start("r2")])
+
+    assert in_flight(collector) == ["r2"]
+
+
+def test_an_attempt_that_is_retried_counts_as_an_attempt_not_as_a_run(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_result("r1", failed=True, final=False)), T0)
+    collector.record(session, a_record(2, a_result("r1", 7 * MS, attempt=2)), T0)
+
+    stats = totals(collector)
+    assert (stats.runs, stats.failed, stats.attempts, stats.retries) == (1, 0, 2, 1)
+    assert (stats.total_us, collector.counted) == (7 * MS, 2)
+
+
+def test_an_attempt_without_an_id_counts_as_one_too(collector: Collector) -> None:
+    batch = a_batch(MS, details={0: Detail(final=False)})
+    collector.record(a_session(collector), a_record(1, batch), T0)
+
+    assert (totals(collector).attempts, totals(collector).runs) == (1, 0)
+
+
+def test_the_same_attempt_from_another_session_is_repeated(collector: Collector) -> None:
+    for name in ("s1", "s2"):
+        collector.record(a_session(collector, name), a_record(1, a_result("r1")), T0)
+
+    assert (collector.repeated, collector.counted, totals(collector).runs) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(a_record(2, a_result("r1", attempt=2)), id="a higher attempt"),
+        pytest.param(a_record(2, a_result("r1"), started=[a_start("r1")]), id="a new start"),
+    ],
+)
+def test_after_the_end_it_is_a_new_run_and_a_retry(collector: Collector, again: Record) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_result("r1")), T0)
+    collector.record(session, again, T0)
+
+    assert (totals(collector).runs, totals(collector).retries) == (2, 1)
+
+
+def test_what_ends_no_run_leaves_its_neighbours_as_they_are(collector: Collector) -> None:
+    details = {0: Detail(id="a", final=False), 2: Detail(id="c")}
+    batch = a_batch(1 * MS, 2 * MS, 3 * MS, failed=[0, 2], details=details)
+    collector.record(a_session(collector), a_record(1, batch), T0)
+
+    stats, run = totals(collector), newest_run(collector)
+    assert (stats.runs, stats.failed, stats.total_us) == (2, 1, 5 * MS)
+    assert (run.id, run.success, run.duration_us) == ("c", False, 3 * MS)
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "finished_ms"),
+    [
+        pytest.param(60_000, T0 + 60_000, id="a minute ahead is kept"),
+        pytest.param(60_001, T0, id="what is further ahead ended now"),
+        pytest.param(-HOUR, T0 - HOUR, id="the past is kept"),
+    ],
+)
+def test_the_time_of_a_batch(collector: Collector, ahead_ms: int, finished_ms: int) -> None:
+    collector.record(a_session(collector), a_record(1, a_batch(MS, at=T0 + ahead_ms)), T0)
+
+    assert totals(collector).last_run_ms == finished_ms
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def test_a_message_is_refused_whole_and_consumes_its_number(collector: Collector) -> None:
+    session = a_session(collector)
+    with pytest.raises(Refused):
+        collector.record(session, a_record(1, a_batch(MS), a_batch(MS, -1)), T0)
+
+    assert collector.refused == {"invalid": 3}
+    assert (session.acked, totals(collector).runs, collector.counted) == (1, 0, 0)
+
+
+def test_a_refused_message_sent_again_is_refused_once(collector: Collector) -> None:
+    session = a_session(collector)
+    with pytest.raises(Refused):
+        collector.record(session, a_record(1, a_batch(-1)), T0)
+    collector.record(session, a_record(1, a_batch(-1)), T0)
+
+    assert collector.refused == {"invalid": 1}
+
+
+def test_what_could_not_be_read_is_counted_by_its_totals(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS), recorded=3, dropped={"full": 2}), T0)
+    collector.refuse(session, 2, 10, {"full": 3}, None, T0, "too long")
+
+    assert collector.refused == {"too long": 6}
+    assert session.acked == 2
+
+
+def test_without_totals_it_changes_none(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS), recorded=3, dropped={"full": 2}), T0)
+    collector.refuse(session, 2, 0, {}, None, T0)
+    collector.record(session, a_record(3, a_batch(MS), recorded=4, dropped={"full": 2}), T0)
+
+    assert collector.dropped == {"full": 2}
+    assert collector.refused == {"invalid": 0}
+
+
+def test_dropped_totals_are_cumulative(collector: Collector) -> None:
+    session = a_session(collector)
+    for seq, dropped in enumerate([{"full": 2}, {"full": 5, "old": 1}, {"full": 5, "old": 1}], 1):
+        collector.record(session, a_record(seq, dropped=dropped), T0)
+
+    assert collector.dropped == {"full": 5, "old": 1}
+
+
+def test_what_seemed_dropped_and_was_counted_is_taken_back(collector: Collector) -> None:
+    session = a_session(collector)
+    for seq, dropped in enumerate([{"full": 5}, {}, {"full": 3}], 1):
+        collector.record(session, a_record(seq, dropped=dropped), T0)
+
+    assert collector.dropped == {"full": 3}
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def test_reasons_over_the_bound_fold_into_one_and_stay_exact(collector: Collector) -> None:
+    dropped = {f"reason {number}": 1 for number in range(bounds.MAX_REASONS + 5)}
+    session = a_session(collector)
+    for seq in (1, 2):
+        collector.record(session, a_record(seq, dropped=dropped), T0)
+
+    assert len(collector.dropped) == bounds.MAX_REASONS + 1
+    assert collector.dropped["other"] == 5
+
+
+def test_series_over_the_bound_fold_into_one_and_lose_no_run(collector: Collector) -> None:
+    batches = [a_batch(MS, pipeline=str(n)) for n in range(bounds.MAX_SERIES + 3)]
+    collector.record(a_session(collector), a_record(1, *batches), T0)
+
+    life = collector.workers["mailer"].life
+    assert life is not None
+    assert life.series[bounds.FOLDED].runs == 3
+    assert totals(collector).runs == bounds.MAX_SERIES + 3
+    assert (collector.series_count(), collector.faults["series"]) == (bounds.MAX_SERIES + 1, 3)
+
+
+def test_starts_over_the_bound_are_counted_not_kept(collector: Collector) -> None:
+    starts = [a_start(str(number)) for number in range(bounds.MAX_RUNNING + 2)]
+    session = a_session(collector)
+    collector.record(session, a_record(1, started=starts), T0)
+
+    assert (len(session.running), collector.faults["running"]) == (bounds.MAX_RUNNING, 2)
+
+
+def test_sessions_that_ended_are_forgotten_after_a_day(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(7, a_batch(MS)), T0)
+    collector.disconnect(session, "done", T0)
+    collector.expire(T0 + DAY)
+
+    assert not collector.connect(a_connect(), T0 + DAY).known
+
+
+def test_workers_that_are_gone_are_forgotten_after_a_day(collector: Collector) -> None:
+    collector.disconnect(a_session(collector), "done", T0)
+    a_session(collector, "s2", worker="still here")
+    collector.expire(T0 + DAY - 1)
+    assert "mailer" in collector.workers
+    collector.expire(T0 + DAY)
+
+    assert list(collector.workers) == ["still here"]
+
+
+def test_of_many_workers_that_are_gone_the_oldest_go_first(collector: Collector) -> None:
+    for number in range(bounds.KEPT_WORKERS + 2):
+        name = str(number)
+        session = a_session(collector, name, worker=name)
+        collector.disconnect(session, "done", T0 + number)
+    collector.expire(T0 + bounds.KEPT_WORKERS + 2)
+
+    assert len(collector.workers) == bounds.KEPT_WORKERS
+    assert not {"0", "1"} & collector.workers.keys()
+
+
+def test_texts_of_an_error_are_mended_before_they_are_kept(collector: Collector) -> None:
+    batch = a_result("r1", failed=True, error=Error(type="E", message="a\0b"))
+    collector.record(a_session(collector), a_record(1, batch), T0)
+
+    error = newest_run(collector).detail.error
+    assert error is not None
+    assert error.message == "a\ufffdb"

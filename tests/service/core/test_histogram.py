@@ -1,0 +1,153 @@
+"""Exponential buckets at scale 5 over seconds: exact to merge, of known error to read."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orbit_rpc_schema.wire import MAX_DURATION_US
+from orbit_service.core.histogram import BASE, Histogram, bucket_of
+
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+
+durations = st.lists(st.integers(0, MAX_DURATION_US) | st.integers(0, 10_000_000), max_size=60)
+from_50_us = st.lists(st.integers(50, MAX_DURATION_US) | st.integers(50, 10**7), min_size=1)
+quantiles = st.sampled_from([0.0, 0.25, 0.5, 0.95, 0.99, 1.0])
+
+
+def a_histogram(*durations_us: int) -> Histogram:
+    histogram = Histogram()
+    histogram.add(durations_us)
+    return histogram
+
+
+def contents(histogram: Histogram) -> tuple[int, dict[int, int]]:
+    return histogram.zeroes, histogram.buckets
+
+
+def merged(*parts: Histogram) -> Histogram:
+    total = Histogram()
+    reduce(lambda _none, part: total.merge(part), parts, None)
+    return total
+
+
+# ---------------------------------------------------------------- buckets
+
+
+@pytest.mark.parametrize(
+    ("duration_us", "bucket"),
+    [
+        pytest.param(1_000_000, -1, id="1 s is the upper edge of (base^-1, 1]"),
+        pytest.param(1_000_001, 0, id="what is over it is in the next"),
+        pytest.param(2_000_000, 31, id="a doubling is 32 buckets"),
+        pytest.param(2_000_001, 32, id="its edge is exact too"),
+        pytest.param(500_000, -33, id="and below a second"),
+        pytest.param(500_001, -32, id="likewise"),
+        pytest.param(15_625, -193, id="1/64 s, the smallest that is whole microseconds"),
+        pytest.param(1_000_000 << 28, 28 * 32 - 1, id="eight years"),
+        pytest.param(1, -638, id="a microsecond"),
+    ],
+)
+def test_powers_of_two_of_a_second_are_exact_inclusive_edges(duration_us: int, bucket: int) -> None:
+    assert bucket_of(duration_us) == bucket
+
+
+@quick
+@given(st.integers(1, MAX_DURATION_US))
+def test_a_bucket_holds_what_is_in_it(duration_us: int) -> None:
+    i = bucket_of(duration_us)
+
+    assert BASE**i * 0.999_999 < duration_us / 1e6 <= BASE ** (i + 1) * 1.000_001
+
+
+@quick
+@given(durations)
+def test_add_puts_each_duration_into_its_bucket(sample: list[int]) -> None:
+    histogram = a_histogram(*sample)
+
+    positive = [bucket_of(d) for d in sample if d]
+    assert histogram.buckets == {i: positive.count(i) for i in positive}
+    assert histogram.zeroes == sample.count(0)
+    assert histogram.count == len(sample)
+
+
+# ---------------------------------------------------------------- merging
+
+
+@quick
+@given(durations, durations)
+def test_a_merge_is_the_histogram_of_both_samples(one: list[int], other: list[int]) -> None:
+    both = merged(a_histogram(*one), a_histogram(*other))
+
+    assert contents(both) == contents(a_histogram(*one, *other))
+
+
+@quick
+@given(st.lists(durations, max_size=4).flatmap(lambda s: st.tuples(st.just(s), st.permutations(s))))
+def test_the_order_of_merging_does_not_matter(samples: tuple[list[list[int]], ...]) -> None:
+    one, other = ([a_histogram(*sample) for sample in order] for order in samples)
+
+    assert contents(merged(*one)) == contents(merged(*other))
+
+
+def test_a_merge_leaves_the_other_as_it_was() -> None:
+    other = a_histogram(5, 0)
+    a_histogram(5).merge(other)
+
+    assert contents(other) == contents(a_histogram(5, 0))
+
+
+# ---------------------------------------------------------------- quantiles
+
+
+@quick
+@given(from_50_us, quantiles)
+def test_a_quantile_is_within_1_1_percent_of_a_plain_sort(sample: list[int], q: float) -> None:
+    exact = sorted(sample)[min(int(q * len(sample)), len(sample) - 1)]
+    found = a_histogram(*sample).quantile(q, min(sample), max(sample))
+
+    assert abs(found - exact) <= 0.011 * exact
+
+
+@quick
+@given(durations.filter(bool), quantiles)
+def test_a_quantile_lies_between_min_and_max(sample: list[int], q: float) -> None:
+    found = a_histogram(*sample).quantile(q, min(sample), max(sample))
+
+    assert min(sample) <= found <= max(sample)
+
+
+@quick
+@given(durations.filter(bool), quantiles, quantiles)
+def test_a_higher_quantile_is_not_lower(sample: list[int], p: float, q: float) -> None:
+    low, high = (a_histogram(*sample).quantile(x, min(sample), max(sample)) for x in sorted((p, q)))
+
+    assert low <= high
+
+
+@pytest.mark.parametrize(
+    ("sample", "q", "expected"),
+    [
+        pytest.param([], 0.5, 0.0, id="of nothing is zero"),
+        pytest.param([0, 0, 0], 0.99, 0.0, id="of zeroes is zero"),
+        pytest.param([777], 0.5, 777.0, id="of one run is that run"),
+        pytest.param([777] * 9, 0.99, 777.0, id="of equal runs is exact"),
+        pytest.param([0, 777], 0.5, 777.0, id="has rank floor(q n)"),
+        pytest.param([0, 0, 777], 0.5, 0.0, id="so here it is still zero"),
+    ],
+)
+def test_a_quantile(sample: list[int], q: float, expected: float) -> None:
+    low, high = min(sample, default=0), max(sample, default=0)
+
+    assert a_histogram(*sample).quantile(q, low, high) == expected
+
+
+def test_inside_a_bucket_a_quantile_is_where_both_edges_are_relatively_as_far() -> None:
+    lower, upper = 1e6, 1e6 * BASE
+    found = a_histogram(1_010_000).quantile(0.5, 0, 10**9)
+
+    assert found == pytest.approx(2 * lower * upper / (lower + upper))
+    assert (found - lower) / lower == pytest.approx((upper - found) / upper)

@@ -1,0 +1,249 @@
+"""Calls as JSON-RPC 2.0 means them, whatever the handler does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loguru import logger
+from pydantic import create_model
+
+from orbit_rpc_schema.procedures import Model, NoParams, Procedure
+from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
+
+SECTION_7 = json.loads(Path(__file__).with_name("jsonrpc_section7.json").read_text())
+
+
+class Unwritable:
+    """Something that JSON has no form for."""
+
+
+def a_procedure(name: str, **params: type) -> Procedure:
+    fields: dict[str, Any] = {param: (kind, ...) for param, kind in params.items()}
+    return Procedure(name, name, create_model(name, __base__=Model, **fields), Any)
+
+
+def explode(_params: Any) -> Any:
+    raise ValueError("password=hunter2")
+
+
+PROCEDURES = {
+    procedure.name: procedure
+    for procedure in (
+        a_procedure("subtract", minuend=int, subtrahend=int),
+        a_procedure("sum", a=int, b=int, c=int),
+        a_procedure("update", a=int, b=int, c=int, d=int, e=int),
+        a_procedure("notify_hello", number=int),
+        a_procedure("get_data"),
+        a_procedure("explode"),
+        Procedure("nan", "a number that is none", NoParams, float),
+        Procedure("unwritable", "no type says what it is", NoParams, Any),
+        Procedure("mistyped", "another type than was said", NoParams, int),
+    )
+}
+HANDLERS: dict[str, Callable[[Any], Any]] = {
+    "subtract": lambda params: params.minuend - params.subtrahend,
+    "sum": lambda params: params.a + params.b + params.c,
+    "update": lambda _params: None,
+    "notify_hello": lambda _params: None,
+    "get_data": lambda _params: ["hello", 5],
+    "explode": explode,
+    "nan": lambda _params: float("nan"),
+    "unwritable": lambda _params: {"it": Unwritable()},
+    "mistyped": lambda _params: Unwritable(),
+}
+
+
+@pytest.fixture
+def dispatcher() -> Dispatcher:
+    return Dispatcher(HANDLERS, PROCEDURES)
+
+
+async def answer_to(dispatcher: Dispatcher, message: Any) -> Any:
+    body = message if isinstance(message, bytes) else json.dumps(message).encode()
+    answer = await dispatcher.answer(body)
+    return None if answer is None else json.loads(answer, parse_constant=pytest.fail)
+
+
+async def call(dispatcher: Dispatcher, method: str, params: Any = ()) -> Any:
+    return await answer_to(dispatcher, a_call(method, params))
+
+
+def a_call(method: str, params: Any = (), id: Any = 1) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": method, "params": params, "id": id}
+
+
+def in_any_order(answer: Any) -> Any:
+    """A batch's answers may come in any order (section 6)."""
+    return sorted(answer, key=json.dumps) if isinstance(answer, list) else answer
+
+
+# ---------------------------------------------------------------- the specification
+
+
+def test_the_transcript_holds_all_fifteen_examples():
+    assert len({example["request"] for example in SECTION_7}) == 15
+
+
+@pytest.mark.parametrize("example", SECTION_7, ids=lambda example: example["name"])
+async def test_the_specifications_example_is_answered_exactly(dispatcher, example):
+    answer = await answer_to(dispatcher, example["request"].encode())
+
+    assert in_any_order(answer) == in_any_order(example["response"])
+
+
+@pytest.mark.parametrize("id", [1, -5, 2.5, "", "a\ud800", None], ids=repr)
+async def test_an_id_comes_back_as_it_was(dispatcher, id):
+    answer = await answer_to(dispatcher, a_call("get_data", id=id))
+    assert answer == {"jsonrpc": "2.0", "result": ["hello", 5], "id": id}
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    {
+        "no version": '{"method": "get_data", "id": 1}',
+        "version 1.0": '{"jsonrpc": "1.0", "method": "get_data", "id": 1}',
+        "version as a number": '{"jsonrpc": 2.0, "method": "get_data", "id": 1}',
+        "no method": '{"jsonrpc": "2.0", "id": 1}',
+        "params a text": '{"jsonrpc": "2.0", "method": "get_data", "params": "x", "id": 1}',
+        "params null": '{"jsonrpc": "2.0", "method": "get_data", "params": null, "id": 1}',
+        "id an object": '{"jsonrpc": "2.0", "method": "get_data", "id": {}}',
+        "id true": '{"jsonrpc": "2.0", "method": "get_data", "id": true}',
+        "id beyond a float": '{"jsonrpc": "2.0", "method": "get_data", "id": 1e999}',
+        "a text": '"get_data"',
+    }.items(),
+    ids=lambda case: case[0],
+)
+async def test_what_is_no_request_is_called_so(dispatcher, request_text):
+    answer = await answer_to(dispatcher, request_text[1].encode())
+    assert answer["error"]["code"] == -32600
+    assert answer["id"] is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    {
+        "nothing": b"",
+        "not UTF-8": b'{"jsonrpc": "2.0", "method": "\xff", "id": 1}',
+        "NaN": b'{"jsonrpc": "2.0", "method": "get_data", "params": [NaN], "id": 1}',
+        "infinity": b'{"jsonrpc": "2.0", "method": "get_data", "params": [-Infinity], "id": 1}',
+        "10,000 nested arrays": b"[" * 10_000 + b"]" * 10_000,
+        "a number of 5,000 digits": b"1" * 5_000,
+    }.items(),
+    ids=lambda case: case[0],
+)
+async def test_what_is_no_json_is_a_parse_error(dispatcher, body):
+    answer = await answer_to(dispatcher, body[1])
+    assert answer == {
+        "jsonrpc": "2.0",
+        "error": {"code": -32700, "message": "Parse error"},
+        "id": None,
+    }
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+async def test_no_bytes_bring_it_down(body):
+    answer = await Dispatcher(HANDLERS, PROCEDURES).answer(body)
+    assert answer is None or json.loads(answer)
+
+
+# ---------------------------------------------------------------- params
+
+
+@pytest.mark.parametrize(
+    "params",
+    {
+        "too few": [1],
+        "too many": [1, 2, 3],
+        "none by name": {},
+        "an unknown name": {"minuend": 1, "subtrahend": 2, "third": 3},
+        "of a wrong type": ["a", "b"],
+        "null": [None, None],
+    }.items(),
+    ids=lambda case: case[0],
+)
+async def test_params_that_do_not_fit_are_refused_by_name(dispatcher, params):
+    answer = await call(dispatcher, "subtract", params[1])
+    assert answer["error"]["code"] == -32602
+    assert answer["error"]["data"]["problems"]
+
+
+async def test_a_problem_names_the_param_and_never_its_value(dispatcher):
+    answer = await call(dispatcher, "subtract", {"minuend": "hunter2", "subtrahend": 1})
+    [problem] = answer["error"]["data"]["problems"]
+    assert problem.startswith("minuend: ")
+    assert "hunter2" not in json.dumps(answer)
+
+
+async def test_a_notification_with_bad_params_has_no_answer(dispatcher):
+    assert await answer_to(dispatcher, {"jsonrpc": "2.0", "method": "sum", "params": [1]}) is None
+
+
+# ---------------------------------------------------------------- batches
+
+
+async def test_a_batch_of_the_greatest_size_is_answered(dispatcher):
+    calls = [a_call("sum", [n, 0, 0], id=n) for n in range(MAX_BATCH)]
+    answers = await answer_to(dispatcher, calls)
+    assert {answer["id"]: answer["result"] for answer in answers} == {
+        n: n for n in range(MAX_BATCH)
+    }
+
+
+async def test_a_batch_over_it_is_refused_whole(dispatcher):
+    answer = await answer_to(dispatcher, [a_call("get_data")] * (MAX_BATCH + 1))
+    assert answer["error"]["code"] == -32011
+    assert answer["error"]["data"]["limit"] == MAX_BATCH
+    assert answer["id"] is None
+
+
+async def test_a_batch_in_a_batch_is_no_request(dispatcher):
+    [answer] = await answer_to(dispatcher, [[a_call("get_data")]])
+    assert answer["error"]["code"] == -32600
+
+
+async def test_one_bad_result_leaves_the_rest_of_its_batch_alone(dispatcher):
+    calls = [a_call("nan", id=1), a_call("get_data", id=2), a_call("explode", id=3)]
+    answers = {answer["id"]: answer for answer in await answer_to(dispatcher, calls)}
+    assert answers[1]["error"]["code"] == -32004
+    assert answers[2]["result"] == ["hello", 5]
+    assert answers[3]["error"]["code"] == -32603
+
+
+# ---------------------------------------------------------------- results and exceptions
+
+
+@pytest.mark.parametrize("method", ["nan", "unwritable", "mistyped"])
+async def test_a_result_that_json_has_no_form_for_is_an_error(dispatcher, method):
+    answer = await call(dispatcher, method)
+    assert answer["error"]["code"] == -32004
+    assert answer["id"] == 1
+
+
+@pytest.mark.parametrize("method", ["explode", "unwritable", "nan", "mistyped"])
+async def test_no_exception_text_reaches_a_caller(dispatcher, method):
+    answer = json.dumps(await call(dispatcher, method))
+    assert '"error"' in answer
+    for text in ("hunter2", "ValueError", "Unwritable", "Traceback", "nan"):
+        assert text not in answer
+
+
+async def test_an_exception_is_logged_under_the_id_that_the_caller_gets(dispatcher):
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message} {exception}")
+    answer = await call(dispatcher, "explode")
+    logger.remove(sink)
+
+    assert answer["error"]["data"]["incident"] in "".join(lines)
+    assert "password=hunter2" in "".join(lines)
+
+
+async def test_a_writing_method_is_refused_where_no_worker_is_connected(dispatcher):
+    answer = await call(dispatcher, "runs.record", {"seq": 1, "recorded": 0, "batches": []})
+    assert answer["error"]["code"] == -32020
+    assert "Unix socket" in answer["error"]["message"]

@@ -1,0 +1,237 @@
+"""HTTP for dashboards and probes: who is let in, and what they are answered."""
+
+from __future__ import annotations
+
+import json
+import socket
+from io import BytesIO
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from aiohttp.test_utils import TestClient
+
+from builders import T0
+from conftest import RunningService
+from orbit_rpc_schema.messages import WRITING
+from orbit_rpc_schema.openrpc import document
+from orbit_rpc_schema.wire import MAX_LINE
+from orbit_service.core.collector import Collector
+from orbit_service.core.health import health
+from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
+from orbit_service.rpc.handlers import make_handlers
+from orbit_service.transport.http import PROBES, HttpOptions, make_app
+
+TOKEN = "correct-horse"
+VERSION = "1.2.3"
+
+
+@pytest.fixture
+def serve(aiohttp_client):
+    """A client of the application under these options."""
+
+    async def serve(ready: bool = True, **options: Any) -> TestClient:
+        collector = Collector("box")
+        handlers = make_handlers(
+            collector, lambda: T0, stuck_after_ms=1, version=VERSION, info=lambda: None
+        )
+        app = make_app(
+            Dispatcher(handlers),
+            HttpOptions(VERSION, **options),
+            ready=lambda: ready,
+            health=lambda: health(collector, 1, T0),
+        )
+        return await aiohttp_client(app)
+
+    return serve
+
+
+@pytest.fixture
+async def http(serve):
+    return await serve()
+
+
+def a_call(method: str, params: Any = (), **more: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": method, "params": params, "id": 1, **more}
+
+
+METRICS = a_call("worker.metrics")
+
+
+# ---------------------------------------------------------------- calls
+
+
+async def test_a_call_is_answered_as_json(http):
+    response = await http.post("/rpc", json=METRICS)
+    assert (response.status, response.content_type) == (200, "application/json")
+    answer = await response.json()
+    assert (answer["id"], answer["result"]["totalRuns"]) == (1, 0)
+
+
+async def test_a_batch_is_answered_together(http):
+    response = await http.post("/rpc", json=[METRICS, {**METRICS, "id": 2}])
+    assert [answer["id"] for answer in await response.json()] == [1, 2]
+
+
+async def test_an_error_of_the_call_is_no_error_of_http(http):
+    response = await http.post("/rpc", json=a_call("worker.fire"))
+    assert response.status == 200
+    assert (await response.json())["error"]["code"] == -32601
+
+
+async def test_a_body_that_is_not_json_is_a_parse_error(http):
+    headers = {"Content-Type": "application/json"}
+    response = await http.post("/rpc", data=b"{", headers=headers)
+    assert (response.status, (await response.json())["error"]["code"]) == (200, -32700)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_notifications_have_no_answer(http, count):
+    note = {"jsonrpc": "2.0", "method": "worker.metrics"}
+    response = await http.post("/rpc", json=note if count == 1 else [note] * count)
+    assert (response.status, await response.read()) == (204, b"")
+
+
+@pytest.mark.parametrize("method", sorted(WRITING))
+async def test_a_writing_method_is_refused(http, method):
+    response = await http.post("/rpc", json=a_call(method, {}))
+    error = (await response.json())["error"]
+    assert (error["code"], error["data"]["method"]) == (-32020, method)
+
+
+async def test_a_batch_over_the_bound_is_refused(http):
+    response = await http.post("/rpc", json=[METRICS] * (MAX_BATCH + 1))
+    assert (await response.json())["error"]["code"] == -32011
+
+
+async def test_a_body_over_the_bound_is_refused(http):
+    body = json.dumps(METRICS).encode().ljust(MAX_LINE + 1)
+    headers = {"Content-Type": "application/json"}
+    assert (await http.post("/rpc", data=BytesIO(body), headers=headers)).status == 413
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+async def test_what_a_form_can_send_is_not_taken_for_a_call(http, content_type):
+    headers = {"Content-Type": content_type}
+    response = await http.post("/rpc", data=json.dumps(METRICS), headers=headers)
+    assert response.status == 415
+
+
+async def test_a_charset_beside_the_content_type_is_no_trouble(http):
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    response = await http.post("/rpc", data=json.dumps(METRICS), headers=headers)
+    assert response.status == 200
+
+
+async def test_rpc_is_post_alone(http):
+    assert (await http.get("/rpc")).status == 405
+
+
+async def test_the_openrpc_document_is_served(http):
+    response = await http.get("/openrpc.json")
+    assert await response.json() == document(VERSION)
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1:8790", "[::1]:8790"])
+async def test_the_names_of_this_machine_are_ours(http, host):
+    assert (await http.post("/rpc", json=METRICS, headers={"Host": host})).status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8790", "localhost.evil.example"])
+async def test_another_name_is_refused_where_only_loopback_is_listened_on(http, host):
+    response = await http.post("/rpc", json=METRICS, headers={"Host": host})
+    assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost:1", "null", "http://127.0.0.1:8790.evil"]
+)
+async def test_a_page_from_elsewhere_is_refused(http, origin):
+    headers = {"Host": "127.0.0.1:8790", "Origin": origin}
+    assert (await http.post("/rpc", json=METRICS, headers=headers)).status == 403
+
+
+async def test_our_own_page_is_answered(http):
+    headers = {"Host": "127.0.0.1:8790", "Origin": "http://127.0.0.1:8790"}
+    assert (await http.post("/rpc", json=METRICS, headers=headers)).status == 200
+
+
+async def test_with_a_token_any_name_will_do(serve):
+    http = await serve(local=False, token=TOKEN)
+    headers = {"Host": "box.example", "Authorization": f"Bearer {TOKEN}"}
+    assert (await http.post("/rpc", json=METRICS, headers=headers)).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong-horse"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": TOKEN},
+    ],
+    ids=["none", "empty", "wrong", "longer", "Basic", "no scheme"],
+)
+@pytest.mark.parametrize("path", ["/rpc", "/openrpc.json"])
+async def test_without_the_token_nobody_is_answered(serve, path, headers):
+    http = await serve(token=TOKEN)
+    method = "POST" if path == "/rpc" else "GET"
+    response = await http.request(method, path, headers=headers)
+    assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+
+
+def test_a_token_of_bytes_that_are_no_text_is_wrong_like_any_other(running_with_token):
+    host, port = running_with_token.service.http_address
+    with socket.create_connection((host, port), timeout=5) as raw:
+        raw.sendall(
+            b"GET /openrpc.json HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer \xff\xfe\r\nConnection: close\r\n\r\n"
+        )
+        assert raw.recv(12) == b"HTTP/1.1 401"
+
+
+@pytest.fixture
+def running_with_token(tmp_path):
+    running = RunningService(tmp_path / "guarded.sock", ORBIT_TOKEN=TOKEN)
+    running.start()
+    yield running
+    running.close()
+
+
+# ---------------------------------------------------------------- probes
+
+
+@pytest.mark.parametrize("path", PROBES)
+async def test_a_probe_needs_no_token_and_no_name(serve, path):
+    http = await serve(token=TOKEN)
+    assert (await http.get(path, headers={"Host": "10.0.0.7"})).status == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 503), ("/healthz", 503)])
+async def test_a_service_that_takes_no_runs_lives_and_is_not_ready(serve, path, status):
+    assert (await (await serve(ready=False)).get(path)).status == status
+
+
+async def test_healthz_says_what_worker_health_says(http):
+    asked = await (await http.post("/rpc", json=a_call("worker.health"))).json()
+    assert await (await http.get("/healthz")).json() == {"ready": True, **asked["result"]}
+
+
+# ---------------------------------------------------------------- the service as it runs
+
+
+def test_the_running_service_listens_where_it_says(service):
+    with urlopen(f"http://{service.ask('service.info')['http']}/readyz") as response:
+        assert response.read() == b"takes runs\n"
+
+
+def test_http_and_the_socket_answer_alike(service):
+    with urlopen(f"http://{service.ask('service.info')['http']}/openrpc.json") as response:
+        assert json.load(response) == service.ask("rpc.discover")

@@ -1,0 +1,260 @@
+"""MetricsClient: a guest in someone else's process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from builders import environment
+from orbit_worker import DerivedMetrics, MetricsSnapshot, RunStep
+from orbit_worker.client import MAX_DURATION_MS, MetricsClient
+
+NAN, INF = float("nan"), float("inf")
+
+
+def run_python(folder, code, **more):
+    """Run a host program to its end; its standard output."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment(folder, **more),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def elapsed(act):
+    began = time.monotonic()
+    act()
+    return time.monotonic() - began
+
+
+# ---------------------------------------------------------------- what may be recorded
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"duration_ms": "5"},
+        {"duration_ms": None},
+        {"success": 1},
+        {"success": "yes"},
+        {"pipeline": 5},
+        {"pipeline": ["send"]},
+        {"queue": 5},
+        {"id": 5},
+        {"attempt": "2"},
+        {"attempt": 2.0},
+        {"wait_ms": "5"},
+        {"error": 5},
+        {"steps": [RunStep(5, 1)]},
+    ],
+    ids=str,
+)
+def test_a_wrong_type_is_a_type_error_and_counts_nothing(client, arguments):
+    with pytest.raises(TypeError):
+        client.record_run(**{"duration_ms": 5, "success": True, **arguments})
+
+    assert client._buffer.empty
+
+
+@pytest.mark.parametrize("duration_ms", [-1, -0.001, NAN, INF, -INF, MAX_DURATION_MS * 2])
+def test_a_duration_that_no_clock_gives_is_counted_as_refused(client, service, duration_ms):
+    client.record_run(duration_ms, True)
+    client.record_run(5, True)
+    client.flush()
+
+    assert service.ask("service.info")["intake"]["dropped"] == {"duration": 1}
+    assert service.ask("worker.metrics")["totalRuns"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 201, "\ud800"])
+def test_a_pipeline_name_that_is_none_is_counted_as_refused(client, service, name):
+    client.record_run(5, True, pipeline=name)
+    client.flush()
+
+    assert service.ask("service.info")["intake"]["dropped"] == {"name": 1}
+
+
+def test_refusals_are_logged_once(client, caplog):
+    for _ in range(3):
+        client.record_run(-1, True)
+
+    assert [r.getMessage() for r in caplog.records if "refused" in r.getMessage()] == [
+        "a duration of -1 ms cannot be recorded; it is counted as refused, as are others"
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{"duration_ms": NAN}, {"attempt": 0}, {"pipeline": ""}])
+def test_under_strict_a_refusal_raises(tmp_path, arguments):
+    client = MetricsClient(socket=tmp_path / "s", environ={"ORBIT_STRICT": "1"})
+    with pytest.raises(ValueError, match="cannot be recorded"):
+        client.record_run(**{"duration_ms": 1, "success": True, **arguments})
+
+
+# ---------------------------------------------------------------- disabled, absent
+
+
+def test_disabled_it_does_nothing_at_all(service, tmp_path):
+    client = MetricsClient(socket=service.socket, environ={"ORBIT_DISABLED": "1"})
+    client.record_run(1, True)
+    client.start_metrics_reporting()
+    with client.track("job") as run, run.step("part"):
+        pass
+
+    assert client.flush()
+    assert client.get_metrics() == DerivedMetrics()
+    assert not client.reset_metrics()
+    assert client.close()
+    assert service.ask("worker.list") == []
+
+
+def test_without_a_service_the_numbers_are_zeroes_within_a_second(client):
+    client.record_run(5, True)
+
+    assert elapsed(client.get_metrics) < 1.3
+    assert client.get_metrics_snapshot() == MetricsSnapshot()
+
+
+def test_a_service_that_hangs_costs_a_second(client, tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "worker.sock"))
+        listener.listen()
+        client.record_run(5, True)
+
+        assert elapsed(client.get_metrics) < 1.5
+        assert elapsed(lambda: client.reset_metrics(0.2)) < 0.5
+
+
+async def test_the_async_form_leaves_the_event_loop_free(client, service):
+    client.record_run(5, True)
+
+    assert (await client.get_metrics_async()).total_runs == 1
+
+
+def test_recording_without_a_service_never_blocks(client):
+    assert elapsed(lambda: [client.record_run(1, True) for _ in range(50_000)]) < 5
+    assert client._buffer.recorded + len(client._buffer.open) == 50_000
+
+
+def test_a_loop_that_records_faster_than_is_sent_stays_bounded(client):
+    most = 0
+    for _ in range(400_000):
+        client.record_run(1, True)
+        most = max(most, len(client._buffer.open))
+
+    assert most < 200_000
+
+
+def test_a_socket_path_that_is_too_long_is_said_and_raises_nothing(tmp_path, caplog):
+    client = MetricsClient(socket=tmp_path / ("x" * 200))
+    client.record_run(1, True)
+
+    assert not client.flush(0.05)
+    assert "longer than a socket's may be" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("interval", ["soon", "999", "-1", "", "1e4", "6" * 500])
+def test_a_bad_interval_in_the_environment_raises_nothing(tmp_path, interval):
+    client = MetricsClient(socket=tmp_path / "s", environ={"METRICS_INTERVAL": interval})
+    client.start_metrics_reporting()
+    client.stop_metrics_reporting()
+    client.close(0)
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_the_worker_is_named_by_argument_then_environment(tmp_path):
+    named = {"ORBIT_WORKER_NAME": "from environment"}
+
+    assert MetricsClient(worker="given", environ=named).worker == "given"
+    assert MetricsClient(environ=named).worker == "from environment"
+
+
+def test_without_a_name_the_worker_is_named_by_host_and_program(tmp_path):
+    (tmp_path / "mailer.py").write_text("import orbit_worker as o; print(o.MetricsClient().worker)")
+    code = "import runpy, sys; sys.argv[0] = 'mailer.py'; runpy.run_path('mailer.py')"
+
+    assert run_python(tmp_path, code).strip() == f"{socket.gethostname()}:mailer"
+
+
+def test_the_socket_is_named_by_argument_then_environment(tmp_path):
+    given = {"ORBIT_SOCKET": "/from/environment"}
+
+    assert str(MetricsClient(socket="/given", environ=given).socket) == "/given"
+    assert str(MetricsClient(environ=given).socket) == "/from/environment"
+
+
+def test_many_threads_share_a_client(client, service):
+    def work():
+        for _ in range(2_000):
+            client.record_run(1, True)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert client.flush()
+    assert service.ask("worker.metrics")["totalRuns"] == 8_000
+
+
+# ---------------------------------------------------------------- the host's process
+
+
+def test_the_client_needs_the_standard_library_alone(tmp_path):
+    code = """
+import sys, json
+before = set(sys.modules)
+import orbit_worker, orbit_worker.testing
+tops = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(tops - set(sys.stdlib_module_names))))
+"""
+    assert json.loads(run_python(tmp_path, code)) == ["orbit_rpc_schema", "orbit_worker"]
+
+
+def test_an_import_opens_starts_and_handles_nothing(tmp_path):
+    code = """
+import os, threading, signal, logging, atexit
+before = set(os.listdir("/proc/self/fd"))
+import orbit_worker
+assert set(os.listdir("/proc/self/fd")) == before
+assert threading.active_count() == 1
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+assert not logging.getLogger("orbit_worker").handlers and not logging.root.handlers
+assert orbit_worker._client is None
+"""
+    run_python(tmp_path, code)
+    assert list(tmp_path.iterdir()) == []
+
+
+RECORD_AND_LEAVE = "import orbit_worker; orbit_worker.record_run(5, True); "
+
+
+@pytest.mark.parametrize(
+    "leave",
+    ["pass", "import sys; sys.exit(0)", "orbit_worker.flush(); orbit_worker.record_run(6, True)"],
+)
+def test_at_exit_what_waits_is_sent(service, tmp_path, leave):
+    run_python(tmp_path, RECORD_AND_LEAVE + leave, ORBIT_WORKER_NAME="brief")
+
+    ended = service.ask("worker.metrics", {"worker": "brief"})["lastLife"]
+    assert (ended["totalRuns"], ended["reason"]) == (2 if "flush" in leave else 1, "exit")
+
+
+def test_at_exit_nothing_is_waited_for_without_a_service(tmp_path):
+    without = elapsed(lambda: run_python(tmp_path, "import orbit_worker"))
+
+    assert elapsed(lambda: run_python(tmp_path, RECORD_AND_LEAVE)) < without + 1

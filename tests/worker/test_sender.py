@@ -1,0 +1,284 @@
+"""The connection to a service that is slow, absent, forgetful or another program."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+
+import pytest
+
+from builders import until
+from orbit_worker import sender as sender_module
+from orbit_worker.client import MetricsClient
+
+
+@pytest.fixture(autouse=True)
+def _log_everything(caplog):
+    caplog.set_level(logging.INFO, "orbit_worker")
+
+
+def record(client, *durations_ms):
+    for duration_ms in durations_ms:
+        client.record_run(duration_ms, True)
+
+
+def lines_of(caplog, part=""):
+    return [r.getMessage() for r in caplog.records if part in r.getMessage()]
+
+
+# ---------------------------------------------------------------- the usual way
+
+
+def test_a_session_says_hello_then_beats_then_records(scripted, client):
+    record(client, 1)
+    until(scripted.seqs)
+
+    methods = [message["method"] for message in scripted.messages]
+    assert methods == ["worker.connect", "worker.heartbeat", "runs.record"] or methods == [
+        *["worker.connect", "runs.record", "worker.heartbeat"]
+    ]
+    assert scripted.params("worker.connect")[0]["worker"] == "tests"
+
+
+def test_a_heartbeat_tells_what_the_process_needs(scripted, tmp_path):
+    client = MetricsClient(socket=tmp_path / "worker.sock", queue_depths=lambda: {"fast": 3})
+    client.connect()
+
+    [beat] = until(lambda: scripted.params("worker.heartbeat"))
+    assert beat["rssBytes"] > 1_000_000
+    assert beat["cpuSeconds"] > 0
+    assert beat["queues"] == {"fast": 3}
+    client.close()
+
+
+def test_heartbeats_come_at_their_interval(scripted, client, monkeypatch):
+    monkeypatch.setattr(sender_module, "HEARTBEAT_SECONDS", 0.05)
+    client.connect()
+
+    until(lambda: len(scripted.params("worker.heartbeat")) >= 3)
+
+
+def test_a_depth_that_cannot_be_told_leaves_the_heartbeat(scripted, tmp_path):
+    client = MetricsClient(socket=tmp_path / "worker.sock", queue_depths=lambda: 1 / 0)
+    client.connect()
+
+    [beat] = until(lambda: scripted.params("worker.heartbeat"))
+    assert "queues" not in beat
+    client.close()
+
+
+def test_flush_waits_for_the_acknowledgement(scripted, client):
+    scripted.acknowledges = False
+    record(client, 1)
+    assert not client.flush(0.1)
+
+    scripted.notify("runs.acked", seq=2)
+    assert client.flush(5)
+
+
+def test_close_says_goodbye(scripted, client):
+    record(client, 1)
+    assert client.close()
+
+    assert until(lambda: scripted.params("worker.disconnect")) == [{"reason": "exit"}]
+
+
+def test_what_is_recorded_after_close_stays_bounded_and_a_flush_sends_it(scripted, client):
+    record(client, 1)
+    client.close()
+    record(client, 2)
+    assert client.flush()
+
+    assert scripted.durations_us() == [1000, 2000]
+
+
+# ---------------------------------------------------------------- absence
+
+
+def test_without_a_service_runs_wait_and_one_line_says_so(client, caplog):
+    record(client, 1, 2)
+    assert not client.flush(0.5)  # in which it tries several times
+
+    assert len(lines_of(caplog)) == 1
+    assert "no metrics service at" in lines_of(caplog)[0]
+
+
+def test_what_was_recorded_before_the_service_came_arrives(client, scripted):
+    scripted.stop()
+    record(client, 1)
+    client.flush(0.1)
+    scripted.start()
+
+    assert client.flush()
+    assert scripted.durations_us() == [1000]
+
+
+def test_each_change_of_state_is_one_line(scripted, client, caplog):
+    record(client, 1)
+    client.flush()
+    scripted.stop()
+    until(lambda: lines_of(caplog, "no metrics service"))
+    scripted.start()
+    record(client, 2)
+    client.flush()
+
+    assert [line.split(" ")[0] for line in lines_of(caplog)] == ["connected", "no", "connected"]
+
+
+def test_a_service_that_never_answers_is_left_and_tried_again(
+    scripted, client, caplog, monkeypatch
+):
+    monkeypatch.setattr(sender_module, "GREETING_SECONDS", 0.05)
+    scripted.answers = False
+    record(client, 1)
+    until(lambda: scripted.greeted >= 2)
+    assert "does not answer" in lines_of(caplog)[0]
+
+    scripted.answers = True
+    assert client.flush()
+
+
+def test_a_service_that_refuses_is_asked_again_later(scripted, client, caplog, monkeypatch):
+    monkeypatch.setattr(sender_module, "REFUSED_RETRY", 0.05)
+    scripted.refuses = "protocol 1 is not spoken here"
+    record(client, 1)
+    until(lambda: scripted.greeted >= 2)
+    assert "it refuses: protocol 1 is not spoken here" in lines_of(caplog)[0]
+
+    scripted.refuses = None
+    assert client.flush()
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request", b"[1]", b"\xff", b"[" * 100_000])
+def test_another_program_at_the_socket_never_raises_in_the_host(scripted, client, caplog, said):
+    scripted.answers = False
+    record(client, 1)
+    until(lambda: scripted.greeted)
+    scripted.say(said)
+
+    assert not client.flush(0.2)
+    until(lambda: lines_of(caplog, "another program"))
+
+
+def test_a_full_backlog_is_waited_out(client, tmp_path, caplog):
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as neighbour:
+        listener.bind(str(tmp_path / "worker.sock"))
+        listener.listen(0)
+        neighbour.connect(str(tmp_path / "worker.sock"))
+        record(client, 1)
+        assert not client.flush(0.1)
+        assert "temporarily unavailable" in lines_of(caplog)[0]
+
+        listener.accept()[0].close()
+        record(client, 2)
+        listener.settimeout(5)
+        with listener.accept()[0] as accepted:
+            assert b"worker.connect" in accepted.recv(65536)
+
+
+# ---------------------------------------------------------------- again, after a cut
+
+
+def test_after_a_cut_what_is_not_acknowledged_is_sent_again(scripted, client):
+    scripted.acknowledges = False
+    record(client, 1)
+    until(lambda: scripted.durations_us() == [1000])
+    scripted.cut()
+
+    assert until(lambda: len(scripted.durations_us()) == 2)
+    assert len(set(scripted.seqs())) == 1
+
+
+def test_after_a_cut_what_the_service_has_counted_is_not_sent_again(scripted, client):
+    scripted.acknowledges = False
+    record(client, 1)
+    until(scripted.seqs)
+    scripted.acked = scripted.seqs()[0]
+    scripted.cut()
+    until(lambda: scripted.greeted == 2)
+    record(client, 2)
+
+    until(lambda: 2000 in scripted.durations_us())
+    assert scripted.durations_us() == [1000, 2000]
+
+
+def test_a_session_that_the_service_does_not_know_sends_all_that_waits(scripted, client):
+    scripted.acknowledges = False
+    record(client, 1)
+    until(lambda: scripted.durations_us() == [1000])
+    scripted.acknowledges, scripted.known = True, False
+    scripted.cut()
+
+    assert client.flush()
+    assert scripted.durations_us() == [1000, 1000]
+
+
+def test_a_session_keeps_its_identity_over_reconnects(scripted, client):
+    record(client, 1)
+    client.flush()
+    scripted.cut()
+    until(lambda: scripted.greeted == 2)
+
+    first, second = scripted.params("worker.connect")
+    assert first["session"] == second["session"] == client.session
+
+
+def test_a_reconnect_tells_which_runs_are_under_way(scripted, client):
+    with client.track("long", id="r1"):
+        until(lambda: scripted.greeted == 1)
+        scripted.cut()
+        until(lambda: scripted.greeted == 2)
+
+    running = scripted.params("worker.connect")[1]["running"]
+    assert [(run["id"], run["pipeline"]) for run in running] == [("r1", "long")]
+
+
+def test_a_service_that_does_not_read_delays_and_garbles_nothing(scripted, client):
+    record(client, 0)
+    client.flush()
+    scripted.reading.clear()
+    record(client, *range(1, 200_000))  # some MB: the socket takes a part of a line
+    assert not client.flush(0.3)
+    scripted.reading.set()
+
+    assert client.flush(20)
+    assert sorted(scripted.durations_us()) == [n * 1000 for n in range(200_000)]
+
+
+# ---------------------------------------------------------------- control
+
+
+@pytest.mark.parametrize(
+    ("obeys", "outcome"),
+    [
+        pytest.param(lambda *_: True, "done", id="done"),
+        pytest.param(lambda *_: False, "refused", id="refused"),
+        pytest.param(lambda *_: None, "unknown", id="unknown"),
+        pytest.param(lambda *_: 1 / 0, "refused", id="a callback that fails"),
+        pytest.param(None, "unknown", id="no callback"),
+    ],
+)
+def test_control_is_answered_with_what_the_host_did(scripted, tmp_path, obeys, outcome):
+    client = MetricsClient(socket=tmp_path / "worker.sock", on_control=obeys)
+    client.connect()
+    until(lambda: scripted.params("worker.heartbeat"))
+    scripted.notify("worker.control", id="c1", action="pause")
+
+    answer = until(lambda: scripted.params("worker.controlled"))
+    assert answer == [{"id": "c1", "outcome": outcome}]
+    client.close()
+
+
+def test_control_reaches_the_host_with_action_and_pipeline_in_a_thread_of_ours(scripted, tmp_path):
+    heard = []
+    client = MetricsClient(
+        socket=tmp_path / "worker.sock",
+        on_control=lambda *said: heard.append((*said, threading.current_thread().name)),
+    )
+    client.connect()
+    until(lambda: scripted.params("worker.heartbeat"))
+    scripted.notify("worker.control", id="c1", action="restart", pipeline="send")
+
+    assert until(lambda: heard) == [("restart", "send", "orbit-worker")]
+    client.close()

@@ -1,0 +1,313 @@
+"""
+What a worker has recorded and the service has not acknowledged.
+
+Callers append to `open`, one tuple a result, and nothing else; forming turns
+what is open into one encoded message with a sequence number, and a message is
+kept until it is acknowledged. Bounded in runs and bytes: the oldest message is
+dropped first, and counted.
+
+Every step can be interrupted by an exception from a signal handler and taken
+again (frameworks raise their time limits so): a message under way is kept in
+`_unsettled`, and settling it twice is the same as once. Pure: no clock, no
+socket, no lock; one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+from orbit_rpc_schema.wire import MAX_LINE, Json, heartbeat_line, record_line
+
+MAX_RUNS = 200_000  # about 10 MB of plain runs; at 100 a second half an hour of absence
+MAX_BYTES = 32 * 1_048_576
+MAX_OPEN = 50_000  # results of one 50 ms; more than a thread can hand over in that time
+RUNS_A_MESSAGE = 5_000  # about 60 KB a line, so that a slow service acknowledges often
+
+
+class Started(NamedTuple):
+    """An entry of `open`: a run has begun."""
+
+    pipeline: str
+    started_at_ms: int
+    id: str
+
+
+class Refused(NamedTuple):
+    """An entry of `open`: a result that cannot be counted, by reason."""
+
+    reason: str
+
+
+class Result(NamedTuple):
+    """An entry of `open`: a run or an attempt has ended.
+
+    `detail` is a Detail of the wire without its `queue`, which is the batch's.
+    """
+
+    pipeline: str
+    duration_ms: float
+    success: bool
+    queue: str | None = None
+    detail: Json | None = None
+
+
+# The hot path appends a bare (pipeline, duration_ms, success): making a named
+# tuple costs four times as much.
+Plain = tuple[str, float, bool]
+Entry = Plain | Result | Started | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One encoded line, and what it took from `open`."""
+
+    seq: int
+    line: bytes
+    runs: int
+    recorded: int  # the session's total, this message included
+    refused: dict[str, int]  # likewise
+    bytes_so_far: int
+    taken: int
+    first: Entry | None
+    kind: Literal["record", "heartbeat"] = "record"
+
+
+class Buffer:
+    """The unacknowledged results of one session."""
+
+    def __init__(self, max_runs: int = MAX_RUNS, max_bytes: int = MAX_BYTES) -> None:
+        self.open: list[Entry] = []
+        self.seq = 0
+        self.recorded = 0
+        self.running: dict[tuple[str, str], Started] = {}
+        self._max_runs = max_runs
+        self._max_bytes = max_bytes
+        self._formed: dict[int, Message] = {}
+        self._unsettled: Message | None = None
+        self._bytes_so_far = 0
+        self._refused: dict[str, int] = {}
+        # (up to this number, so many runs): one assignment, so that an interruption
+        # cannot come between a message and its count.
+        self._dropped_unsent = (0, 0)
+        self._dropped_uncounted = (0, 0)
+        # Dropped after they had been sent: whether they were counted, the next
+        # connect tells.
+        self._dropped_sent: deque[tuple[int, int]] = deque()
+        self._sent = 0  # the highest sequence number handed to this connection's socket
+
+    # ------------------------------------------------------------ forming
+
+    def form(self, at_ms: int) -> bool:
+        """Turn what is open into one message; False when nothing is open."""
+        if self._unsettled is None:
+            if not self.open:
+                return False
+            self._unsettled = self._build(at_ms, RUNS_A_MESSAGE)
+        self._settle(self._unsettled)
+        return True
+
+    def form_all(self, at_ms: int) -> None:
+        """Form what is open now; a caller who goes on recording does not keep us here."""
+        for _ in range(len(self.open) // RUNS_A_MESSAGE + 1):
+            self.form(at_ms)
+        self._keep_bounds()
+
+    def form_one(self, at_ms: int) -> None:
+        self.form(at_ms)
+        self._keep_bounds()
+
+    def beat(self, cpu_seconds: float, rss_bytes: int, **fields: Any) -> None:
+        """Form a heartbeat. It takes a number like any message; a lost one is a legal gap."""
+        line = heartbeat_line(
+            seq=self.seq + 1,
+            recorded=self.recorded,
+            dropped=self.dropped,
+            in_flight=len(self.running),
+            cpu_seconds=cpu_seconds,
+            rss_bytes=rss_bytes,
+            **fields,
+        )
+        self._settle(
+            Message(
+                seq=self.seq + 1,
+                line=line,
+                runs=0,
+                recorded=self.recorded,
+                refused=self._refused,
+                bytes_so_far=self._bytes_so_far + len(line),
+                taken=0,
+                first=None,
+                kind="heartbeat",
+            )
+        )
+
+    def _build(self, at_ms: int, most: int) -> Message:
+        entries = list(islice(self.open, most))
+        batches: dict[tuple[str, str | None], Json] = {}
+        started: dict[tuple[str, str], Started] = {}
+        refused = dict(self._refused)
+        runs = refusals = 0
+        ended: set[tuple[str, str]] = set()
+        for taken, entry in enumerate(entries):
+            if isinstance(entry, Started):
+                if (entry.pipeline, entry.id) in ended:
+                    # The service takes a message's starts before its results: a run
+                    # that begins again does so in the next.
+                    del entries[taken:]
+                    break
+                started[entry.pipeline, entry.id] = entry
+            elif isinstance(entry, Refused):
+                refused[entry.reason] = refused.get(entry.reason, 0) + 1
+                refusals += 1
+            else:
+                runs += 1
+                detail = _add(batches, entry, at_ms)
+                if detail is not None and "id" in detail:
+                    # Begun and ended in one message: there is nothing to announce.
+                    started.pop((entry[0], detail["id"]), None)
+                    ended.add((entry[0], detail["id"]))
+        recorded = self.recorded + runs + refusals
+        line = record_line(
+            seq=self.seq + 1,
+            recorded=recorded,
+            dropped={**refused, **self._overflow()},
+            batches=list(batches.values()),
+            started=[_start_json(start) for start in started.values()],
+        )
+        if len(line) > MAX_LINE and len(entries) > 1:
+            return self._build(at_ms, len(entries) // 2)
+        return Message(
+            seq=self.seq + 1,
+            line=line,
+            runs=runs,
+            recorded=recorded,
+            refused=refused,
+            bytes_so_far=self._bytes_so_far + len(line),
+            taken=len(entries),
+            first=entries[0],
+        )
+
+    def _settle(self, message: Message) -> None:
+        """Make the message part of the buffer; safe to repeat after an interruption."""
+        self._formed[message.seq] = message
+        self.seq = message.seq
+        self.recorded = message.recorded
+        self._refused = message.refused
+        self._bytes_so_far = message.bytes_so_far
+        # Each entry is an object of its own, so its identity tells whether it is still there.
+        if message.taken and self.open and self.open[0] is message.first:
+            del self.open[: message.taken]
+        self._unsettled = None
+
+    def _keep_bounds(self) -> None:
+        while self._formed and (
+            self.unacknowledged > self._max_runs or self._held_bytes() > self._max_bytes
+        ):
+            message = self._formed[self._first_seq()]
+            if message.seq > self._sent:
+                self._dropped_unsent = _counted(self._dropped_unsent, message.seq, message.runs)
+            elif not self._dropped_sent or self._dropped_sent[-1][0] < message.seq:
+                self._dropped_sent.append((message.seq, message.runs))
+            self._formed.pop(message.seq, None)
+
+    # ------------------------------------------------------------ sending
+
+    def after(self, seq: int) -> Message | None:
+        """The first kept message with a higher number."""
+        for number in range(max(seq, self._first_seq() - 1) + 1, self.seq + 1):
+            message = self._formed.get(number)
+            if message is not None:
+                self._sent = max(self._sent, number)
+                return message
+        return None
+
+    def acknowledge(self, seq: int) -> None:
+        """Forget what is counted."""
+        while self._formed:
+            first = self._first_seq()
+            if first > seq:
+                break
+            self._formed.pop(first, None)
+        while self._dropped_sent and self._dropped_sent[0][0] <= seq:
+            self._dropped_sent.popleft()
+
+    def resume(self, acked: int) -> None:
+        """A connection begins where the service stands; heartbeats of the past stay behind."""
+        self.acknowledge(acked)
+        while self._dropped_sent:
+            self._dropped_uncounted = _counted(self._dropped_uncounted, *self._dropped_sent[0])
+            self._dropped_sent.popleft()
+        self._sent = acked  # what an older connection carried beyond that is not counted
+        for number, message in list(self._formed.items()):
+            if message.kind == "heartbeat":
+                del self._formed[number]
+
+    # ------------------------------------------------------------ figures
+
+    @property
+    def empty(self) -> bool:
+        """True when everything that was recorded is acknowledged or dropped."""
+        return not self.open and not any(m.kind == "record" for m in self._formed.values())
+
+    @property
+    def unacknowledged(self) -> int:
+        """Results in formed messages, by the totals that these carry."""
+        first = self._formed.get(self._first_seq())
+        return 0 if first is None else self.recorded - first.recorded + first.runs
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """The session's total of results that were not sent and will not be, by reason."""
+        return {**self._refused, **self._overflow()}
+
+    def _overflow(self) -> dict[str, int]:
+        settled = self._dropped_unsent[1] + self._dropped_uncounted[1]
+        lost = settled + sum(runs for _seq, runs in self._dropped_sent)
+        return {"buffer full": lost} if lost else {}
+
+    def _held_bytes(self) -> int:
+        first = self._formed.get(self._first_seq())
+        return 0 if first is None else self._bytes_so_far - first.bytes_so_far + len(first.line)
+
+    def _first_seq(self) -> int:
+        return next(iter(self._formed), self.seq + 1)
+
+    def results(self) -> Iterator[Result]:
+        """The open results, for whoever captures instead of sending."""
+        for entry in self.open:
+            if not isinstance(entry, Started | Refused):
+                yield Result(*entry)
+
+
+def _add(
+    batches: dict[tuple[str, str | None], Json], entry: Plain | Result, at_ms: int
+) -> Json | None:
+    """Put one result into its batch's columns."""
+    pipeline, duration_ms, success = entry[:3]
+    queue, detail = (entry.queue, entry.detail) if isinstance(entry, Result) else (None, None)
+    batch = batches.get((pipeline, queue))
+    if batch is None:
+        batch = {"pipeline": pipeline, "at": at_ms, "durationUs": [], "failed": []}
+        if queue is not None:
+            batch["queue"] = queue
+        batches[pipeline, queue] = batch
+    index = len(batch["durationUs"])
+    batch["durationUs"].append(int(float(duration_ms) * 1000 + 0.5))
+    if not success:
+        batch["failed"].append(index)
+    if detail:
+        batch.setdefault("details", {})[index] = detail
+    return detail
+
+
+def _counted(so_far: tuple[int, int], seq: int, runs: int) -> tuple[int, int]:
+    """(number, sum) with one message more; the same message again changes nothing."""
+    return (seq, so_far[1] + runs) if seq > so_far[0] else so_far
+
+
+def _start_json(start: Started) -> Json:
+    return {"id": start.id, "pipeline": start.pipeline, "startedAt": start.started_at_ms}

@@ -1,0 +1,437 @@
+"""
+MetricsClient: the object behind the functions of `orbit_worker`.
+
+A guest in someone else's process. Recording appends to a list and returns; it
+raises for a wrong type and for nothing else. What it cannot count it counts as
+refused, because inside the host's own try block an exception from here would
+turn a success into a failure.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import math
+import os
+import sys
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from orbit_rpc_schema.caller import CallFailed, call
+from orbit_rpc_schema.wire import (
+    DEFAULT_PIPELINE,
+    MAX_DURATION_US,
+    MAX_SOCKET_PATH,
+    Json,
+    as_name,
+    connect_params,
+    default_socket_path,
+    default_worker_name,
+    is_name,
+)
+from orbit_worker.buffer import MAX_OPEN, Buffer, Refused, Result, Started
+from orbit_worker.details import ErrorLike, RunStep, make_detail, steps_json
+from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
+from orbit_worker.reporting import Reporter
+from orbit_worker.sender import Control, Sender
+from orbit_worker.tracking import Tracker
+
+MAX_DURATION_MS = MAX_DURATION_US / 1000
+MAX_KNOWN_NAMES = 10_000
+ANSWER_SECONDS = 1.0
+EXIT_SECONDS = 2.0
+REPORT_EVERY_MS = 60_000
+SHORTEST_REPORT_MS = 1_000
+
+log = logging.getLogger("orbit_worker")
+
+_clients: weakref.WeakSet[MetricsClient] = weakref.WeakSet()
+
+
+class MetricsClient:
+    """Records runs of one worker and asks for its numbers.
+
+    Everything left out comes from the environment: ORBIT_SOCKET,
+    ORBIT_WORKER_NAME, ORBIT_DISABLED, ORBIT_STRICT, METRICS_INTERVAL. Nothing is
+    opened or started before the first run. Safe to share between threads, and
+    across a fork: the child gets a session of its own.
+
+    `queue_depths` is asked at each heartbeat (every 10 s) how much waits in each
+    queue. `on_control` gets an action (pause, resume, restart) and a pipeline or
+    None, in a thread of the client, and returns whether it was done, None for an
+    action that it does not know.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket: str | os.PathLike[str] | None = None,
+        worker: str | None = None,
+        version: str | None = None,
+        slots: int | None = None,
+        queue_depths: Callable[[], Mapping[str, int]] | None = None,
+        on_control: Control | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.socket = Path(socket) if socket is not None else default_socket_path(environ)
+        self.worker = as_name(worker) if worker is not None else default_worker_name(environ)
+        self.version = version
+        self.slots = slots
+        self.enabled = environ.get("ORBIT_DISABLED", "") not in ("1", "true")
+        self._strict = environ.get("ORBIT_STRICT", "") in ("1", "true")
+        self._interval_ms = environ.get("METRICS_INTERVAL")
+        self._queue_depths = queue_depths
+        self._on_control = on_control
+        self._reporter: Reporter | None = None
+        self._said_refused = False
+        self._begin_session()
+        _clients.add(self)
+        if self.enabled and len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+            log.error(
+                "the path %s is longer than a socket's may be (%d bytes): set ORBIT_SOCKET",
+                self.socket,
+                MAX_SOCKET_PATH,
+            )
+
+    def _begin_session(self) -> None:
+        self.session = uuid.uuid4().hex
+        self._started_at_ms = _now_ms()
+        self._buffer = Buffer()
+        self._sender = Sender(
+            self.socket, self._buffer, self._hello, self._gauges, self._on_control
+        )
+        self._ids = itertools.count(1)
+        self._will_leave = False
+        # Learnt anew in a forked child: with its first name it prepares to leave.
+        self._names: set[str] = set()
+
+    # ------------------------------------------------------------ recording
+
+    def record_run(
+        self,
+        duration_ms: float,
+        success: bool,
+        *,
+        pipeline: str = DEFAULT_PIPELINE,
+        queue: str | None = None,
+        id: str | None = None,
+        attempt: int = 1,
+        final: bool = True,
+        wait_ms: float | None = None,
+        error: ErrorLike | None = None,
+        steps: Sequence[RunStep] = (),
+    ) -> None:
+        """Count a run that has ended, or with `final=False` an attempt that will be retried.
+
+        Never blocks. Raises TypeError for an argument of a wrong type. A negative
+        or non-finite number is counted as refused and logged once; it raises
+        ValueError under ORBIT_STRICT=1 alone.
+        """
+        if pipeline not in self._names and not self._learn(pipeline):
+            return
+        try:
+            counts = 0 <= duration_ms <= MAX_DURATION_MS
+        except ArithmeticError:  # a Decimal that is not a number
+            counts = False
+        if not counts:
+            self._refuse("duration", f"a duration of {duration_ms} ms")
+            return
+        if success is not True and success is not False:
+            raise TypeError(f"success is a bool, not {type(success).__name__}")
+        if (
+            queue is None
+            and id is None
+            and wait_ms is None
+            and error is None
+            and attempt == 1
+            and final
+            and not steps
+        ):
+            self._buffer.open.append((pipeline, duration_ms, success))
+        else:
+            self._record_detailed(
+                pipeline, duration_ms, success, queue, id, attempt, final, wait_ms, error, steps
+            )
+        if self._sender.parked or len(self._buffer.open) > MAX_OPEN:
+            self._sender.nudge()
+
+    def track(
+        self,
+        pipeline: str = DEFAULT_PIPELINE,
+        *,
+        id: str | None = None,
+        attempt: int = 1,
+        queue: str | None = None,
+        wait_ms: float | None = None,
+    ) -> Tracker:
+        """A run as a block or a function; see `orbit_worker.track`."""
+        if not isinstance(pipeline, str):
+            raise TypeError(f"pipeline is a str, not {type(pipeline).__name__}")
+        return Tracker(
+            lambda: self,
+            pipeline,
+            id=id,
+            attempt=attempt,
+            queue=queue,
+            wait_ms=wait_ms,
+        )
+
+    def start_run(self, id: str, *, pipeline: str = DEFAULT_PIPELINE) -> None:
+        """Announce a run that begins, so that it fails as WorkerLost if this process is killed.
+
+        It ends with a record_run of the same id and pipeline. `track` does both.
+        """
+        if self._learn(pipeline):
+            self._begin_run(pipeline, as_name(id))
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Send what waits; True when the service has acknowledged everything in `timeout` s."""
+        return not self.enabled or self._sender.flush(timeout)
+
+    def reset_metrics(self, timeout: float = ANSWER_SECONDS) -> bool:
+        """End this worker's life and begin another at zero; False when the service is not there."""
+        if not self.enabled:
+            return False
+        answer = self._sender.call("worker.reset", {}, timeout)
+        return answer is not None and "result" in answer
+
+    def close(self, timeout: float = EXIT_SECONDS) -> bool:
+        """Flush, say goodbye and stop; True when nothing was left behind."""
+        self.stop_metrics_reporting()
+        if not self.enabled or self._sender.close(timeout, "exit"):
+            return True
+        waiting = len(self._buffer.open) + self._buffer.unacknowledged
+        log.warning("left without an answer of the metrics service; results waiting: %d", waiting)
+        return False
+
+    # ------------------------------------------------------------ reading
+
+    def get_metrics(self) -> DerivedMetrics:
+        """This worker's numbers within 1 s, what was just recorded included; zeroes if it fails."""
+        return self.get_metrics_snapshot().derived
+
+    async def get_metrics_async(self) -> DerivedMetrics:
+        """`get_metrics` without holding up the event loop."""
+        import asyncio  # half of what importing this package would cost
+
+        return await asyncio.to_thread(self.get_metrics)
+
+    def get_metrics_snapshot(self) -> MetricsSnapshot:
+        """Raw counters, what is derived from them, and when; within 1 s, zeroes without service."""
+        return self._snapshot() or MetricsSnapshot()
+
+    def _snapshot(self) -> MetricsSnapshot | None:
+        if not self.enabled:
+            return None
+        deadline = time.monotonic() + ANSWER_SECONDS
+        if not self._buffer.empty:
+            self._sender.flush(ANSWER_SECONDS / 2)
+        try:
+            answer = call(
+                self.socket,
+                "worker.snapshot",
+                {"worker": self.worker},
+                timeout=max(deadline - time.monotonic(), 0.1),
+            )
+            return snapshot_of(answer)
+        except (OSError, CallFailed, AttributeError, KeyError, TypeError):
+            return None  # away, or another program that answers something else
+
+    # ------------------------------------------------------------ reporting
+
+    def start_metrics_reporting(self, interval_ms: int | None = None) -> None:
+        """Log "Worker Metrics Report" every `interval_ms`; None: METRICS_INTERVAL, else a minute.
+
+        A second call replaces the first. Connects this process as a worker.
+        """
+        self.stop_metrics_reporting()
+        if not self.enabled:
+            return
+        interval = _interval(self._interval_ms) if interval_ms is None else interval_ms
+        if interval < SHORTEST_REPORT_MS:
+            raise ValueError(f"interval_ms is at least {SHORTEST_REPORT_MS}, not {interval}")
+        self.connect()
+        self._reporter = Reporter(self._report_metrics, interval)
+
+    def stop_metrics_reporting(self) -> None:
+        if self._reporter is not None:
+            self._reporter.stop()
+            self._reporter = None
+
+    def connect(self) -> None:
+        """Become a worker now, before the first run: its life begins, its heartbeat starts."""
+        if self.enabled:
+            self._prepare_to_leave()
+            self._sender.start()
+
+    def _report_metrics(self) -> DerivedMetrics | None:
+        snapshot = self._snapshot()
+        return None if snapshot is None else snapshot.derived
+
+    # ------------------------------------------------------------ inside
+
+    def _begin_run(self, pipeline: str, id: str | None) -> tuple[str, int]:
+        """Announce a run under this id, or under one of our own; the id and the start."""
+        id = f"{self.session[:12]}-{next(self._ids)}" if id is None else as_name(id)
+        now = _now_ms()
+        if self.enabled:
+            started = Started(pipeline, now, id)
+            self._buffer.running[pipeline, id] = started
+            self._buffer.open.append(started)
+            self._prepare_to_leave()
+            if self._sender.parked:
+                self._sender.nudge()
+        return id, now
+
+    def _end_run(
+        self, pipeline: str, duration_ms: float, success: bool, *, queue: str | None, detail: Json
+    ) -> None:
+        if not self.enabled:
+            return
+        self._buffer.running.pop((pipeline, detail["id"]), None)
+        self._buffer.open.append(Result(pipeline, duration_ms, success, queue, detail))
+        if self._sender.parked or len(self._buffer.open) > MAX_OPEN:
+            self._sender.nudge()
+
+    def _record_detailed(
+        self,
+        pipeline: str,
+        duration_ms: float,
+        success: bool,
+        queue: str | None,
+        id: str | None,
+        attempt: int,
+        final: bool,
+        wait_ms: float | None,
+        error: ErrorLike | None,
+        steps: Sequence[RunStep],
+    ) -> None:
+        for name, value, kind in (
+            ("queue", queue, str),
+            ("id", id, str),
+            ("wait_ms", wait_ms, (int, float)),
+            ("error", error, (BaseException, str, Mapping)),
+        ):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} cannot be a {type(value).__name__}")
+        if type(attempt) is not int:
+            raise TypeError(f"attempt is an int, not {type(attempt).__name__}")
+        if not all(isinstance(step, RunStep) for step in steps):
+            raise TypeError("steps are RunStep")
+        if attempt < 1 or attempt > 1_000_000:
+            self._refuse("attempt", f"an attempt of {attempt}")
+            return
+        if wait_ms is not None and not math.isfinite(wait_ms):
+            wait_ms = None
+        detail = make_detail(
+            id=id,
+            attempt=attempt,
+            final=bool(final),
+            wait_ms=wait_ms,
+            error=error,
+            steps=steps_json(steps),
+        )
+        if id is not None:
+            self._buffer.running.pop((pipeline, detail["id"]), None)
+        queue = None if queue is None else as_name(queue)
+        self._buffer.open.append(Result(pipeline, duration_ms, success, queue, detail))
+
+    def _learn(self, pipeline: str) -> bool:
+        """Check a name once; False when nothing is to be recorded at all."""
+        if not isinstance(pipeline, str):
+            raise TypeError(f"pipeline is a str, not {type(pipeline).__name__}")
+        if not self.enabled:
+            return False
+        self._prepare_to_leave()
+        if not is_name(pipeline):
+            self._refuse("name", f"a pipeline name of {len(pipeline)} characters")
+            return False
+        if len(self._names) < MAX_KNOWN_NAMES:
+            self._names.add(pipeline)
+        return True
+
+    def _refuse(self, reason: str, what: str) -> None:
+        if self._strict:
+            raise ValueError(f"{what} cannot be recorded")
+        if not self._said_refused:
+            self._said_refused = True
+            log.warning("%s cannot be recorded; it is counted as refused, as are others", what)
+        self._buffer.open.append(Refused(reason))
+        if self._sender.parked:
+            self._sender.nudge()
+
+    def _hello(self) -> Json:
+        return connect_params(
+            session=self.session,
+            worker=self.worker,
+            started_at_ms=self._started_at_ms,
+            version=self.version,
+            slots=self.slots,
+            running=[
+                {"id": run.id, "pipeline": run.pipeline, "startedAt": run.started_at_ms}
+                for run in list(self._buffer.running.values())
+            ],
+        )
+
+    def _gauges(self) -> Json:
+        gauges: Json = {}
+        if self._queue_depths is not None:
+            try:
+                gauges["queues"] = {
+                    as_name(name): max(int(depth), 0)
+                    for name, depth in self._queue_depths().items()
+                }
+            except Exception:
+                log.exception("queue_depths failed; depths are left out")
+        if self._reporter is not None and self._reporter.last_report_at_ms is not None:
+            gauges["last_report_at_ms"] = self._reporter.last_report_at_ms
+        return gauges
+
+    def _prepare_to_leave(self) -> None:
+        """Once a process: what is not acknowledged is sent when the process ends."""
+        if self._will_leave:
+            return
+        self._will_leave = True
+        util = sys.modules.get("multiprocessing.util")
+        process = sys.modules.get("multiprocessing.process")
+        if util is not None and process is not None and process.parent_process() is not None:
+            # Children of multiprocessing leave by os._exit, past atexit, but they
+            # run their finalizers.
+            util.Finalize(None, self.close, exitpriority=100)
+        else:
+            atexit.register(self.close)
+
+    def _after_fork(self) -> None:
+        self._sender.abandon()
+        atexit.unregister(self.close)
+        reporting, self._reporter = self._reporter, None
+        self._begin_session()
+        if reporting is not None:
+            log.debug("the periodic report stays with the parent process")
+
+
+def _interval(text: str | None) -> int:
+    """METRICS_INTERVAL in milliseconds; the client never raises over its environment."""
+    if text is None:
+        return REPORT_EVERY_MS
+    if text.isdecimal() and len(text) < 10 and int(text) >= SHORTEST_REPORT_MS:
+        return int(text)
+    log.warning("METRICS_INTERVAL=%s is not a number of at least 1000; 60000 is used", text[:20])
+    return REPORT_EVERY_MS
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

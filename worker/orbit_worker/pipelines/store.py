@@ -1,0 +1,139 @@
+"""
+Where pending runs wait: DBOS's system database, SQLite by default, PostgreSQL by URL.
+
+This is the producer's side; the worker's is in `engine.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from dbos import DBOS, DBOSClient, WorkflowStatus
+from sqlalchemy import event
+
+from orbit_worker.pipelines.definition import CannotStart
+
+# It tells of every migration of its tables.
+logging.getLogger("dbos").setLevel(logging.WARNING)
+
+APPLICATION = "orbit-metrics"
+QUEUE = "orbit"
+WORKFLOW = "orbit_pipeline"
+# Pinned: by default DBOS hashes the code, and runs of another version are stranded.
+APPLICATION_VERSION = "1"
+
+
+@event.listens_for(sqlalchemy.Engine, "connect")
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Write-ahead logging: twice the runs a second of the rollback journal, as measured."""
+    if type(connection).__module__.startswith("sqlite3"):
+        connection.execute("PRAGMA busy_timeout=30000")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        if sqlite3.sqlite_version_info < (3, 42):
+            # DBOS takes it from the version of Python, not of SQLite, whether
+            # unixepoch knows 'subsec'. Where it does not, the answer was NULL.
+            connection.create_function("unixepoch", 1, _unixepoch)
+
+
+def _unixepoch(_subsec: str) -> float:
+    """Seconds since the epoch with their fraction, which is all that DBOS asks for."""
+    return time.time()
+
+
+def database_url(given: str | None, environ: Mapping[str, str] = os.environ) -> str:
+    """The URL of the database: what is given, a path or a URL, else a file in the state directory.
+
+    Makes the directory of a SQLite file.
+    """
+    given = given or environ.get("ORBIT_PIPELINES_DATABASE")
+    if given and "://" in given:
+        return given
+    path = Path(given).absolute() if given else _state_directory(environ) / "pipelines.db"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"the database {path} cannot be made: {error.strerror}") from None
+    return f"sqlite:///{path}"
+
+
+def _state_directory(environ: Mapping[str, str]) -> Path:
+    system = Path("/var/lib/orbit-metrics")
+    if os.access(system, os.W_OK):
+        return system
+    home = environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(home) / "orbit-metrics"
+
+
+class Store:
+    """Puts pending runs in and asks what became of them."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+            raise CannotStart("the database is a path, or a URL of sqlite:/// or postgresql://")
+        try:
+            # The client does not make its tables; this does, at once in many processes too.
+            DBOS.migrate(url)
+        except sqlalchemy.exc.SQLAlchemyError as error:
+            why = getattr(error, "orig", None) or type(error).__name__
+            raise CannotStart(f"the database cannot be used: {why}") from None
+        self.client = DBOSClient(system_database_url=url, application_name=APPLICATION)
+
+    def enqueue(self, pipeline: str, inputs: Iterable[Any]) -> list[str]:
+        """Put in one pending run for each input; their ids."""
+        return [
+            self.client.enqueue(
+                {"queue_name": QUEUE, "workflow_name": WORKFLOW},
+                pipeline,
+                value,
+                time.time_ns() // 1_000_000,
+            ).workflow_id
+            for value in inputs
+        ]
+
+    def wait(self, id: str) -> Any:
+        """The Outcome of a run, when it has ended."""
+        return self.client.retrieve_workflow(id).get_result(polling_interval_sec=0.1)
+
+    def pending(self, limit: int) -> int:
+        """How many runs wait, counted up to `limit`."""
+        return len(self._list("ENQUEUED", limit=limit))
+
+    def begun(self, executor_id: str | None = None) -> list[WorkflowStatus]:
+        """Runs that some worker, or the one of this executor id, has taken and not ended."""
+        return self._list("PENDING", executor_id=executor_id)
+
+    def put_back(self, id: str) -> None:
+        """Make an interrupted run pending again; its finished steps stay finished."""
+        self.client.resume_workflow(id, queue_name=QUEUE)
+
+    def attempt(self, id: str) -> int:
+        """Which execution of a run this is: 1, or more after an interruption."""
+        # Asked through the client: inside a workflow the same question to DBOS
+        # itself is stored as a step, and answered from there after a crash.
+        status = self.client.retrieve_workflow(id).get_status()
+        begun = bool(self.client.list_workflow_steps(id))
+        return max(status.recovery_attempts or 1, 2 if begun else 1)
+
+    def _list(
+        self, status: str, *, limit: int | None = None, executor_id: str | None = None
+    ) -> list[WorkflowStatus]:
+        # Without inputs and outputs it is three times as fast.
+        return self.client.list_workflows(
+            queue_name=QUEUE,
+            status=status,
+            limit=limit,
+            executor_id=executor_id,
+            load_input=False,
+            load_output=False,
+        )
+
+    def close(self) -> None:
+        self.client.destroy()
