@@ -39,10 +39,15 @@ def test_a_killed_worker_loses_the_run_it_was_in_and_nothing_else(house):
 
 
 def test_what_a_worker_wrote_before_it_was_killed_counts(house):
-    house.serve()
-    house.worker("record_run(1, True); flush()\n"
-                 "for n in range(3000): record_run(1, True)\n"
-                 "orbit_worker.default_client().flush(0); os.kill(os.getpid(), 9)")  # fmt: skip
+    service = house.serve()
+    worker = house.worker("record_run(1, True); flush(); step()\n"
+                          "for n in range(3000): record_run(1, True)\n"
+                          "flush(1); os.kill(os.getpid(), 9)")  # fmt: skip
+    worker.reached()
+    service.send_signal(signal.SIGSTOP)  # so that nothing is read while the worker lives
+    worker.go_on()
+    worker.process.wait(20)
+    service.send_signal(signal.SIGCONT)
 
     assert until(lambda: (house.metrics()["lastLife"] or {}).get("totalRuns")) == 3001
 

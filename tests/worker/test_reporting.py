@@ -9,6 +9,7 @@ import pytest
 
 from builders import until
 from orbit_worker import DerivedMetrics
+from orbit_worker import sender as sender_module
 from orbit_worker.reporting import Reporter, report_fields
 
 NUMBERS = DerivedMetrics(
@@ -95,9 +96,10 @@ def test_to_stop_without_a_report_is_nothing(client):
     client.stop_metrics_reporting()
 
 
-def test_a_heartbeat_tells_of_the_last_report(client):
+def test_a_heartbeat_tells_of_the_last_report(scripted, client, monkeypatch):
+    monkeypatch.setattr(sender_module, "HEARTBEAT_SECONDS", 0.05)
     client.start_metrics_reporting()
     client._reporter.last_report_at_ms = 123
 
-    assert client._gauges() == {"last_report_at_ms": 123}
+    until(lambda: 123 in [b.get("lastReportAt") for b in scripted.params("worker.heartbeat")])
     client.stop_metrics_reporting()

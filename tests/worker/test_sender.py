@@ -280,5 +280,5 @@ def test_control_reaches_the_host_with_action_and_pipeline_in_a_thread_of_ours(s
     until(lambda: scripted.params("worker.heartbeat"))
     scripted.notify("worker.control", id="c1", action="restart", pipeline="send")
 
-    assert until(lambda: heard) == [("restart", "send", "orbit-worker")]
+    assert until(lambda: heard) == [("restart", "send", "orbit-worker-host")]
     client.close()

@@ -1,10 +1,10 @@
 """
 What a worker has recorded and the service has not acknowledged.
 
-Callers append to `open`, one tuple a result, and nothing else; forming turns
-what is open into one encoded message with a sequence number, and a message is
-kept until it is acknowledged. Bounded in runs and bytes: the oldest message is
-dropped first, and counted.
+Callers append to `open`, one tuple a result, or count an `overflow`, and nothing
+else; forming turns what is open into one encoded message with a sequence number,
+and a message is kept until it is acknowledged. Bounded in runs and bytes: the
+oldest message is dropped first, and counted.
 
 Every step can be interrupted by an exception from a signal handler and taken
 again (frameworks raise their time limits so): a message under way is kept in
@@ -14,8 +14,9 @@ socket, no lock; one thread at a time.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -37,9 +38,10 @@ class Started(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An entry of `open`: a result that cannot be counted, by reason."""
+    """An entry of `open`: results that cannot be counted, by reason."""
 
     reason: str
+    results: int = 1
 
 
 class Result(NamedTuple):
@@ -90,6 +92,9 @@ class Buffer:
         self._unsettled: Message | None = None
         self._bytes_so_far = 0
         self._refused: dict[str, int] = {}
+        self._overflowed = 0
+        # Of one thread several times: a signal handler may record while it is held.
+        self._overflow_lock = threading.RLock()
         # (up to this number, so many runs): one assignment, so that an interruption
         # cannot come between a message and its count.
         self._dropped_unsent = (0, 0)
@@ -101,24 +106,30 @@ class Buffer:
 
     # ------------------------------------------------------------ forming
 
-    def form(self, at_ms: int) -> bool:
-        """Turn what is open into one message; False when nothing is open."""
-        if self._unsettled is None:
-            if not self.open:
-                return False
-            self._unsettled = self._build(at_ms, RUNS_A_MESSAGE)
-        self._settle(self._unsettled)
-        return True
+    def overflow(self) -> None:
+        """Count a result for which there was no room in `open`. From any thread."""
+        with self._overflow_lock:
+            self._overflowed += 1
 
-    def form_all(self, at_ms: int) -> None:
+    def form(self, at_ms: int) -> bool:
+        """Turn what is open, or its first RUNS_A_MESSAGE, into one message; False: nothing was."""
+        if self._overflowed:
+            with self._overflow_lock:
+                count, self._overflowed = self._overflowed, 0
+            self.open.append(Refused("overload", count))
+        if self._unsettled is None and self.open:
+            self._unsettled = self._build(at_ms, RUNS_A_MESSAGE)
+        formed = self._unsettled is not None
+        if self._unsettled is not None:
+            self._settle(self._unsettled)
+        self._keep_bounds()  # in any case: an interruption may have cut it short
+        return formed
+
+    def form_all(self, at_ms: int, after_each: Callable[[], object] = lambda: None) -> None:
         """Form what is open now; a caller who goes on recording does not keep us here."""
         for _ in range(len(self.open) // RUNS_A_MESSAGE + 1):
             self.form(at_ms)
-        self._keep_bounds()
-
-    def form_one(self, at_ms: int) -> None:
-        self.form(at_ms)
-        self._keep_bounds()
+            after_each()
 
     def beat(self, cpu_seconds: float, rss_bytes: int, **fields: Any) -> None:
         """Form a heartbeat. It takes a number like any message; a lost one is a legal gap."""
@@ -161,11 +172,17 @@ class Buffer:
                     break
                 started[entry.pipeline, entry.id] = entry
             elif isinstance(entry, Refused):
-                refused[entry.reason] = refused.get(entry.reason, 0) + 1
-                refusals += 1
+                refused[entry.reason] = refused.get(entry.reason, 0) + entry.results
+                refusals += entry.results
             else:
+                try:
+                    detail = _add(batches, entry, at_ms)
+                except (ArithmeticError, TypeError, ValueError):
+                    # A number that compares and does not convert; it must not hold up the rest.
+                    refused["duration"] = refused.get("duration", 0) + 1
+                    refusals += 1
+                    continue
                 runs += 1
-                detail = _add(batches, entry, at_ms)
                 if detail is not None and "id" in detail:
                     # Begun and ended in one message: there is nothing to announce.
                     started.pop((entry[0], detail["id"]), None)
@@ -251,7 +268,12 @@ class Buffer:
     @property
     def empty(self) -> bool:
         """True when everything that was recorded is acknowledged or dropped."""
-        return not self.open and not any(m.kind == "record" for m in self._formed.values())
+        # The list is made in one go: any thread may ask.
+        return not self.open and not any(m.kind == "record" for m in list(self._formed.values()))
+
+    def acknowledged(self, seq: int) -> bool:
+        """True when every result up to this message is acknowledged or dropped."""
+        return not any(m.kind == "record" and m.seq <= seq for m in self._formed.values())
 
     @property
     def unacknowledged(self) -> int:

@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orbit_rpc_schema.caller import CallFailed, call
@@ -33,11 +33,12 @@ from orbit_rpc_schema.wire import (
     default_worker_name,
     is_name,
 )
-from orbit_worker.buffer import MAX_OPEN, Buffer, Refused, Result, Started
+from orbit_worker.buffer import MAX_OPEN, Buffer, Entry, Refused, Result, Started
 from orbit_worker.details import ErrorLike, RunStep, make_detail, steps_json
+from orbit_worker.host import Control, QueueDepths
 from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
 from orbit_worker.reporting import Reporter
-from orbit_worker.sender import Control, Sender
+from orbit_worker.sender import Sender
 from orbit_worker.tracking import Tracker
 
 MAX_DURATION_MS = MAX_DURATION_US / 1000
@@ -73,7 +74,7 @@ class MetricsClient:
         worker: str | None = None,
         version: str | None = None,
         slots: int | None = None,
-        queue_depths: Callable[[], Mapping[str, int]] | None = None,
+        queue_depths: QueueDepths | None = None,
         on_control: Control | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
@@ -102,7 +103,12 @@ class MetricsClient:
         self._started_at_ms = _now_ms()
         self._buffer = Buffer()
         self._sender = Sender(
-            self.socket, self._buffer, self._hello, self._gauges, self._on_control
+            self.socket,
+            self._buffer,
+            self._hello,
+            self._last_report_at_ms,
+            self._queue_depths,
+            self._on_control,
         )
         self._ids = itertools.count(1)
         self._will_leave = False
@@ -151,13 +157,15 @@ class MetricsClient:
             and final
             and not steps
         ):
-            self._buffer.open.append((pipeline, duration_ms, success))
+            waiting = self._buffer.open
+            if len(waiting) <= MAX_OPEN and not self._sender.parked:
+                waiting.append((pipeline, duration_ms, success))
+            else:
+                self._put((pipeline, duration_ms, success))
         else:
             self._record_detailed(
                 pipeline, duration_ms, success, queue, id, attempt, final, wait_ms, error, steps
             )
-        if self._sender.parked or len(self._buffer.open) > MAX_OPEN:
-            self._sender.nudge()
 
     def track(
         self,
@@ -281,10 +289,8 @@ class MetricsClient:
         if self.enabled:
             started = Started(pipeline, now, id)
             self._buffer.running[pipeline, id] = started
-            self._buffer.open.append(started)
             self._prepare_to_leave()
-            if self._sender.parked:
-                self._sender.nudge()
+            self._put(started)
         return id, now
 
     def _end_run(
@@ -293,9 +299,7 @@ class MetricsClient:
         if not self.enabled:
             return
         self._buffer.running.pop((pipeline, detail["id"]), None)
-        self._buffer.open.append(Result(pipeline, duration_ms, success, queue, detail))
-        if self._sender.parked or len(self._buffer.open) > MAX_OPEN:
-            self._sender.nudge()
+        self._put(Result(pipeline, duration_ms, success, queue, detail))
 
     def _record_detailed(
         self,
@@ -338,7 +342,17 @@ class MetricsClient:
         if id is not None:
             self._buffer.running.pop((pipeline, detail["id"]), None)
         queue = None if queue is None else as_name(queue)
-        self._buffer.open.append(Result(pipeline, duration_ms, success, queue, detail))
+        self._put(Result(pipeline, duration_ms, success, queue, detail))
+
+    def _put(self, entry: Entry) -> None:
+        buffer, sender = self._buffer, self._sender
+        if len(buffer.open) > MAX_OPEN and not sender.make_room():
+            if not isinstance(entry, Started):  # a run that is not announced is still counted
+                buffer.overflow()
+            return
+        buffer.open.append(entry)
+        if sender.parked:
+            sender.nudge()
 
     def _learn(self, pipeline: str) -> bool:
         """Check a name once; False when nothing is to be recorded at all."""
@@ -360,9 +374,7 @@ class MetricsClient:
         if not self._said_refused:
             self._said_refused = True
             log.warning("%s cannot be recorded; it is counted as refused, as are others", what)
-        self._buffer.open.append(Refused(reason))
-        if self._sender.parked:
-            self._sender.nudge()
+        self._put(Refused(reason))
 
     def _hello(self) -> Json:
         return connect_params(
@@ -377,19 +389,8 @@ class MetricsClient:
             ],
         )
 
-    def _gauges(self) -> Json:
-        gauges: Json = {}
-        if self._queue_depths is not None:
-            try:
-                gauges["queues"] = {
-                    as_name(name): max(int(depth), 0)
-                    for name, depth in self._queue_depths().items()
-                }
-            except Exception:
-                log.exception("queue_depths failed; depths are left out")
-        if self._reporter is not None and self._reporter.last_report_at_ms is not None:
-            gauges["last_report_at_ms"] = self._reporter.last_report_at_ms
-        return gauges
+    def _last_report_at_ms(self) -> int | None:
+        return None if self._reporter is None else self._reporter.last_report_at_ms
 
     def _prepare_to_leave(self) -> None:
         """Once a process: what is not acknowledged is sent when the process ends."""

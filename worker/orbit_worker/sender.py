@@ -1,21 +1,19 @@
 """
 The one thread and the one socket: drain, encode, send, resume.
 
-Everything happens in `step`, which never waits: the thread calls it in its
-rhythm, a caller calls it inline when the thread is parked, and flush calls it
-from whatever thread is leaving. Who steps holds the lock; the socket is
-non-blocking, so the lock is never held for longer than an encoding takes.
+Callers append to the buffer and wake the thread when it is parked; everything
+else is done by the thread, so that what interrupts a caller (frameworks raise
+their time limits from signal handlers) finds nothing half done. Who waits for
+something leaves a Waiter, which the thread releases. Where no thread can be had
+(while the interpreter leaves, at a limit of the system) whoever waits takes the
+steps itself; the lock keeps steps apart.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import resource
 import select
-import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,28 +24,34 @@ from typing import Any, Literal
 from orbit_rpc_schema.wire import (
     HEARTBEAT_SECONDS,
     Json,
-    LineDecoder,
-    LineTooLong,
     connect_line,
     encode,
     notification,
     request,
 )
 from orbit_worker.buffer import MAX_OPEN, Buffer
+from orbit_worker.connection import Connection, Foreign, Gone
+from orbit_worker.host import Control, HostCalls, QueueDepths
+from orbit_worker.process import cpu_seconds, rss_bytes
 
 SHARE_SECONDS = 0.05  # how long a result waits for company under load
 IDLE_TURNS = 3  # empty turns before the thread parks
 FIRST_RETRY = 0.05
 LAST_RETRY = 2.0
+START_RETRY = 1.0  # of the thread
 REFUSED_RETRY = 10.0  # the service said no: a wrong version, a uid that is not admitted
-GREETING_SECONDS = 10.0
 # A stopped service takes connections and says nothing; it is still there.
-READ_BYTES = 65_536
+GREETING_SECONDS = 10.0
+DEPTHS_SECONDS = 1.0  # how long a heartbeat waits for the host's queue depths
+ROOM_SECONDS = 1.0  # how long a flood waits for the thread, once, before results are dropped
 
 log = logging.getLogger("orbit_worker")
 
 Said = Literal["connected", "refused", "away"]
-Control = Callable[[str, "str | None"], "bool | None"]
+
+
+class Refusal(Exception):
+    """The service answers, and takes no messages of ours; the text says why."""
 
 
 class State(Enum):
@@ -60,12 +64,31 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
+class Waiter:
+    """Somebody who waits until a condition holds; whoever steps looks at it."""
+
+    def __init__(self, until: Callable[[], bool]) -> None:
+        self.done = False
+        self._until = until
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def look(self) -> None:
+        if not self.done and self._until():
+            self.done = True
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        if not self.done:
+            self._lock.acquire(timeout=max(seconds, 0.0))
+
+
 class Sender:
     """Sends one session's buffer to the service.
 
-    `hello` gives the params of worker.connect, `gauges` what else a heartbeat
-    tells, `control` obeys worker.control and answers True (done), False
-    (refused) or None (unknown).
+    `hello` gives the params of worker.connect, `last_report` the time of the last
+    periodic report for the heartbeat; `queue_depths` and `control` are the host's
+    callbacks, see HostCalls.
     """
 
     def __init__(
@@ -73,79 +96,83 @@ class Sender:
         path: Path,
         buffer: Buffer,
         hello: Callable[[], Json],
-        gauges: Callable[[], Json],
+        last_report: Callable[[], int | None] = lambda: None,
+        queue_depths: QueueDepths | None = None,
         control: Control | None = None,
     ) -> None:
-        # True while no thread is about to look at the buffer: a caller has to.
+        # True while no thread is about to look at the buffer: it has to be woken. Only
+        # the thread changes it, so that no caller can be late with it.
         self.parked = True
-        self.ever_connected = False
+        self._ever_connected = False
         self._path = path
         self._buffer = buffer
         self._hello = hello
-        self._gauges = gauges
-        self._control = control
-        self._lock = threading.Lock()
+        self._last_report = last_report
+        self._host = HostCalls(queue_depths, control, self._wake, self._obeyed)
+        self._lock = threading.Lock()  # of a step
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._start_at = 0.0  # not before, after a start that failed
         self._wake_in, self._wake_out = -1, -1
         self._stopping = False
+        self._goodbye = "exit"
+        self._waiters: list[Waiter] = []
+        self._floods: list[Waiter] = []
+        self._stalled = False  # the thread left a flood waiting; nobody waits for it again
         self._state = State.DOWN
-        self._socket: socket.socket | None = None
-        self._lines = LineDecoder()
+        self._connection: Connection | None = None
         self._position = 0  # the number of the last message that is wholly on this connection
-        self._line = memoryview(b"")  # the rest of the message under way
         self._in_step = False
         self._calls: dict[str, Json | None] = {}
-        self._call_lines: list[bytes] = []
-        self._controls: list[Json] = []
+        self._lines: list[bytes] = []  # that go after what is recorded
         self._retry_at = 0.0
         self._retry_after = FIRST_RETRY
         self._greeting_until = 0.0
         self._beat_at = 0.0
-        self._inline_at = 0.0
+        self._asked = False  # for queue depths
         self._said: Said | None = None
+        self._news: list[tuple[int, str]] = []
 
     # ------------------------------------------------------------ callers
 
     def nudge(self) -> None:
-        """Something was appended while the thread is parked: send it, or wake the thread.
-
-        Or more was appended than the thread keeps up with: form one message of it here.
-        """
-        while self._buffer.open and not self._lock.locked():
-            if not self.parked and len(self._buffer.open) <= MAX_OPEN:
-                return
-            # Only tried, in effect: who holds it meanwhile does no waiting under it.
-            with self._lock:
-                self._nudge_locked()
-
-    def _nudge_locked(self) -> None:
-        now = time.monotonic()
-        if not self.parked or self._stopping:
-            self._buffer.form_one(wall_clock())
-        elif self._state is State.READY and now >= self._inline_at + SHARE_SECONDS:
-            self._inline_at = now
-            self._step(now)
-        else:
-            self._wake()
+        """Something was appended while the thread is parked."""
+        self._wake()
 
     def start(self) -> None:
         """Connect and keep the heartbeat, with nothing to send yet."""
-        with self._lock:
-            self._wake()
+        self._wake()
+
+    def make_room(self) -> bool:
+        """More is open than the thread keeps up with: wait for it; False to drop the result."""
+        if not self._awake():
+            if self._lock.locked():
+                return False
+            with self._lock:
+                self._buffer.form(wall_clock())
+            return True
+        if self._stalled or threading.current_thread() is self._thread:
+            return False
+        room = Waiter(lambda: len(self._buffer.open) <= MAX_OPEN)
+        self._floods.append(room)
+        try:
+            room.wait(ROOM_SECONDS)
+        finally:
+            self._floods.remove(room)
+        self._stalled = not room.done
+        return room.done
 
     def flush(self, timeout: float) -> bool:
-        """Send until everything is acknowledged; False when the time is up before."""
-        deadline = time.monotonic() + timeout
-        while True:
-            with self._lock:
-                self._step(time.monotonic())
-                done = self._buffer.empty
-                connection = self._socket
-            remaining = deadline - time.monotonic()
-            if done or remaining <= 0:
-                self.nudge()  # for whoever found the lock taken
-                return done
-            self._wait(connection, min(remaining, 0.02))
+        """Send until what was recorded before is acknowledged; False when the time is up before."""
+        upto: list[int] = []
+
+        def acknowledged() -> bool:
+            # The first look comes after a step, which has formed all that was open.
+            if not upto:
+                upto.append(self._buffer.seq)
+            return self._buffer.acknowledged(upto[0])
+
+        return self._wait_until(acknowledged, timeout)
 
     def call(self, method: str, params: Mapping[str, Any], timeout: float) -> Json | None:
         """A call on the session's own connection, after all that was recorded before.
@@ -156,118 +183,155 @@ class Sender:
         if not self.flush(timeout):
             return None
         id = os.urandom(8).hex()
-        with self._lock:
-            self._calls[id] = None
-            self._call_lines.append(encode(request(id, method, params)))
+        self._calls[id] = None
+        self._lines.append(encode(request(id, method, params)))
         try:
-            while self._calls[id] is None:
-                with self._lock:
-                    self._step(time.monotonic())
-                    connection = self._socket
-                remaining = deadline - time.monotonic()
-                if remaining <= 0 or connection is None:
-                    break
-                if self._calls[id] is None:
-                    self._wait(connection, min(remaining, 0.02))
+            self._wait_until(
+                lambda: self._calls[id] is not None or self._connection is None,
+                deadline - time.monotonic(),
+            )
         finally:
             answer = self._calls.pop(id)
         return answer
 
     def close(self, timeout: float, reason: str) -> bool:
         """Flush, say goodbye and stop; what flush said. Without ever connecting: nothing."""
-        flushed = self._buffer.empty or (self._reaches_out() and self.flush(timeout))
-        with self._lock:
-            self._stopping = True
-            self._wake()
-            if self._state is State.READY and not self._line and not self._in_step:
-                self._in_step = True
-                try:
-                    self._send(encode(notification("worker.disconnect", {"reason": reason})))
-                except OSError as error:
-                    _pass_on(error)  # else: the service went first
-                self._in_step = False
-            self._drop_connection()
-            self.parked = True
+        deadline = time.monotonic() + timeout
+        flushed = self._buffer.empty or (self._reaches_out(timeout) and self.flush(timeout))
+        self._goodbye = reason
+        self._stopping = True
+        if self._awake():
+            assert self._thread is not None
+            self._thread.join(max(deadline - time.monotonic(), 0.5))
+        elif not self._lock.locked():
+            with self._lock:
+                self._leave()
         return flushed
 
-    def _reaches_out(self) -> bool:
+    def _reaches_out(self, timeout: float) -> bool:
         """True once connected; a process that ends before its first try makes it now."""
-        if self.ever_connected:
+        if self._ever_connected:
             return True
-        with self._lock:
-            first_try = self._said is None
-            self._step(time.monotonic())
-            return first_try and self._state is not State.DOWN
+        if self._said is not None:
+            return False
+        self._wait_until(lambda: self._said is not None or self._state is not State.DOWN, timeout)
+        return self._said in (None, "connected")
 
     def abandon(self) -> None:
         """In a forked child: let go of what belongs to the parent, without a word on the wire."""
-        if self._socket is not None:
-            self._socket.close()
+        if self._connection is not None:
+            self._connection.close()
         for descriptor in (self._wake_in, self._wake_out):
             if descriptor >= 0:
                 os.close(descriptor)
 
+    # ------------------------------------------------------------ waiting
+
+    def _wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        if threading.current_thread() is self._thread:
+            return False  # a callback of the host's logging; it would wait for itself
+        waiter = Waiter(condition)
+        self._waiters.append(waiter)
+        try:
+            while not waiter.done:
+                awake = self._awake()
+                if not awake:
+                    self._step_here(deadline)
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    break
+                if awake:
+                    # In slices: the thread may end in between.
+                    waiter.wait(min(remaining, 0.5))
+        finally:
+            self._waiters.remove(waiter)
+        return waiter.done
+
+    def _step_here(self, deadline: float) -> None:
+        """One step in the caller's thread, and a short wait for what it leads to."""
+        connection = None
+        if not self._lock.locked():
+            with self._lock:
+                self._step(time.monotonic())
+                connection = self._connection
+            self._tell_news()
+        if not any(waiter.done for waiter in self._waiters):
+            remaining = deadline - time.monotonic()
+            _poll(connection, None, max(min(remaining, 0.02), 0.0))
+
     # ------------------------------------------------------------ the thread
 
     def _wake(self) -> None:
-        """Make sure that the thread looks at the buffer. Called under the lock.
+        self._awake()
 
-        `parked` changes last: after an exception in between, the next caller tries again.
-        """
+    def _awake(self) -> bool:
+        """Make sure that the thread looks at the buffer; False when there is none to be had."""
         if self._thread is not None and self._thread.is_alive():
             try:
                 os.write(self._wake_out, b"\0")
             except BlockingIOError:
                 pass  # the pipe is full: it is awake
-            self.parked = False
-            return
-        if self._stopping:
-            self.parked = True  # nobody else will look: each caller does
-            return
+            return True
+        if self._stopping or self._starting.locked() or time.monotonic() < self._start_at:
+            return False
+        with self._starting:
+            started = self._start_thread()
+        if not started:
+            self._start_at = time.monotonic() + START_RETRY
+        return started
+
+    def _start_thread(self) -> bool:
         if self._wake_in < 0:
-            self._wake_in, self._wake_out = os.pipe()
+            try:
+                self._wake_in, self._wake_out = os.pipe()
+            except OSError as error:
+                if error.errno is None:
+                    raise  # the host's signal handler
+                return False  # out of descriptors
             os.set_blocking(self._wake_in, False)
             os.set_blocking(self._wake_out, False)
-        thread = threading.Thread(target=self._run, name="orbit-worker", daemon=True)
-        self._thread = thread
+        self._thread = threading.Thread(target=self._run, name="orbit-worker", daemon=True)
         try:
-            thread.start()
+            self._thread.start()
         except RuntimeError:
-            pass  # the interpreter is leaving; flush at exit does the work
-        self.parked = False
+            return False  # at a limit of the system, or the interpreter is leaving
+        return True
 
     def _run(self) -> None:
         idle = 0
         while not self._stopping and self._thread is threading.current_thread():
             try:
-                idle, timeout = self._turn(idle)
-                self._obey_all()
-                # Between turns under load an acknowledgement is no reason to wake:
-                # it would make each message as small as the answer is quick.
-                listen = self.parked or self._line or self._state is State.GREETING
-                self._wait(self._socket if listen else None, timeout, woken=self.parked)
+                idle = self._turn(idle)
             except Exception:
                 # Ours to mend, and no reason to leave the host without its metrics.
                 log.exception("the sender failed; it goes on with a new connection")
                 with self._lock:
                     self._lost(time.monotonic(), "an internal error")
                 time.sleep(LAST_RETRY)
+        if self._stopping:
+            with self._lock:
+                self._leave()
 
-    def _turn(self, idle: int) -> tuple[int, float]:
-        """One look at the buffer; how many were empty, and how long to wait until the next."""
+    def _turn(self, idle: int) -> int:
+        """One look at the buffer and one wait; how many looks in a row found nothing."""
         with self._lock:
-            now = time.monotonic()
-            had_work = bool(self._buffer.open)
-            self._step(now)
-            idle = 0 if had_work else idle + 1
-            if idle < IDLE_TURNS:
-                return idle, SHARE_SECONDS
-            self.parked = True
-        if self._buffer.open:
-            # Appended by somebody who saw that the thread was awake.
-            self.parked = False
-            return 0, 0.0
-        return idle, max(self._due_in(time.monotonic()), 0.0)
+            idle = 0 if self._buffer.open else idle + 1
+            self._step(time.monotonic())
+        self._tell_news()
+        self.parked = idle >= IDLE_TURNS
+        if not self.parked:
+            # Between turns under load an acknowledgement is no reason to wake: it
+            # would make each message as small as the answer is quick.
+            connection = self._connection
+            listens = self._waiters or self._state is State.GREETING
+            if connection is not None and not listens and not connection.busy:
+                connection = None
+            _poll(connection, self._wake_in, SHARE_SECONDS)
+            return idle
+        if not self._buffer.open:  # else: appended by somebody who saw us awake
+            _poll(self._connection, self._wake_in, max(self._due_in(time.monotonic()), 0.0))
+        return idle
 
     def _due_in(self, now: float) -> float:
         match self._state:
@@ -278,132 +342,130 @@ class Sender:
             case State.DOWN:
                 return self._retry_at - now
 
-    def _wait(self, connection: socket.socket | None, timeout: float, woken: bool = False) -> None:
-        """Wait for the socket, for a wake-up where that is wanted, or for the time."""
-        poll = select.poll()
-        if woken and self._wake_in >= 0:
-            poll.register(self._wake_in, select.POLLIN)
-        if connection is not None and connection.fileno() >= 0:
-            events = select.POLLIN | (select.POLLOUT if self._line else 0)
-            poll.register(connection, events)
-        ready = poll.poll(timeout * 1000)
-        if woken and any(descriptor == self._wake_in for descriptor, _event in ready):
-            os.read(self._wake_in, 4096)
+    def _leave(self) -> None:
+        """Say goodbye where the line is free for it, and let go."""
+        connection = self._connection
+        if connection is not None and self._state is State.READY:
+            try:
+                if not connection.busy and not self._in_step:
+                    goodbye = notification("worker.disconnect", {"reason": self._goodbye})
+                    connection.send(encode(goodbye))
+            except Gone:
+                pass  # the service went first
+        self._drop_connection()
+        self.parked = True
+
+    def _tell_news(self) -> None:
+        """Log outside the lock: handlers are the host's code."""
+        while self._news:
+            level, text = self._news.pop(0)
+            log.log(level, "%s", text)
 
     # ------------------------------------------------------------ one step, under the lock
 
     def _step(self, now: float) -> None:
+        """Form, receive, send; never waits."""
         if self._in_step:
             # An exception from a signal handler cut a step short. What went out and
             # what was read is unknown; on a new connection the numbers tell.
             self._drop_connection()
         self._in_step = True
-        self._buffer.form_all(wall_clock())
-        if self._state is State.DOWN and now >= self._retry_at:
-            self._connect(now)
-        if self._socket is not None:
-            self._receive(now)
-        if self._state is State.GREETING and now >= self._greeting_until:
-            self._lost(now, "it takes the connection and does not answer")
-        if self._state is State.READY:
-            self._transmit(now)
+        self._buffer.form_all(wall_clock(), after_each=self._look_at_floods)
+        try:
+            self._exchange(now)
+        except Gone as why:
+            self._lost(now, str(why))
+        except Refusal as why:
+            self._lost(now, f"it refuses: {why}", retry=REFUSED_RETRY)
+        except Foreign:
+            self._lost(now, "what answers there is another program", retry=REFUSED_RETRY)
+        for waiter in list(self._waiters):
+            waiter.look()
         self._in_step = False
 
-    def _connect(self, now: float) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        try:
-            connection.connect(str(self._path))
-        except OSError as error:
-            connection.close()
-            _pass_on(error)
-            self._lost(now, error.strerror or str(error))
-            return
-        self._socket = connection
-        self._lines = LineDecoder()
-        self._state = State.GREETING
-        self._greeting_until = now + GREETING_SECONDS
-        self._line = memoryview(connect_line("hello", self._hello()))
-        self._send_rest(now)
+    def _look_at_floods(self) -> None:
+        self._stalled = False
+        for flood in list(self._floods):
+            flood.look()
 
-    def _receive(self, now: float) -> None:
-        assert self._socket is not None
-        try:
-            data = self._socket.recv(READ_BYTES)
-        except (BlockingIOError, InterruptedError):
+    def _exchange(self, now: float) -> None:
+        if self._state is State.DOWN and now >= self._retry_at:
+            self._connection = Connection(self._path)
+            self._state = State.GREETING
+            self._greeting_until = now + GREETING_SECONDS
+            self._connection.send(connect_line("hello", self._hello()))
+        connection = self._connection
+        if connection is None:
             return
-        except OSError as error:
-            _pass_on(error)
-            self._lost(now, error.strerror or str(error))
-            return
-        for line in self._lines.feed(data):
-            message = None if isinstance(line, LineTooLong) else _decoded(line)
-            if message is None:
-                self._lost(now, "what answers there is another program", retry=REFUSED_RETRY)
-                return
+        for message in connection.read():
             self._take(message, now)
-        if not data:
-            self._lost(now, "it closed the connection")
+        if self._state is State.GREETING and now >= self._greeting_until:
+            raise Gone("it takes the connection and does not answer")
+        connection.push()
+        if self._state is State.READY:
+            self._transmit(connection, now)
 
     def _take(self, message: Json, now: float) -> None:
-        if message.get("method") == "runs.acked":
-            self._buffer.acknowledge(message["params"]["seq"])
-        elif message.get("method") == "worker.control":
-            self._controls.append(message["params"])
-            self._wake()
-        elif message.get("id") == "hello" and "result" in message:
-            self._greeted(message["result"], now)
-        elif message.get("id") in self._calls:
-            self._calls[message["id"]] = message
-        elif "error" in message:
-            said = message["error"].get("message", "an error")
-            if self._state is State.GREETING:
-                self._lost(now, f"it refuses: {said}", retry=REFUSED_RETRY)
-            else:
-                self._say("refused", f"the metrics service refused a message: {said}")
+        try:
+            if message.get("method") == "runs.acked":
+                self._buffer.acknowledge(_number(message["params"]["seq"]))
+            elif message.get("method") == "worker.control":
+                self._host.obey(dict(message["params"]))
+            elif message.get("id") == "hello" and "result" in message:
+                self._greeted(_number(message["result"]["acked"]), now)
+            elif message.get("id") in self._calls:
+                self._calls[message["id"]] = message
+            elif "error" in message:
+                self._refused(str(message["error"].get("message", "an error")))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise Foreign from None
 
-    def _greeted(self, answer: Json, now: float) -> None:
+    def _greeted(self, acked: int, now: float) -> None:
+        self._buffer.resume(acked)
+        self._position = acked
         self._state = State.READY
-        self.ever_connected = True
-        self._buffer.resume(answer["acked"])
-        self._position = answer["acked"]
+        self._ever_connected = True
         self._retry_after = FIRST_RETRY
         self._beat_at = now
+        self._asked = False
         self._say("connected", f"connected to the metrics service at {self._path}")
 
-    def _transmit(self, now: float) -> None:
-        if now >= self._beat_at:
-            self._beat_at = now + HEARTBEAT_SECONDS
-            self._buffer.beat(cpu_seconds(), rss_bytes(), **self._gauges())
-        self._send_rest(now)
-        while self._state is State.READY and not self._line:
+    def _refused(self, why: str) -> None:
+        if self._state is State.GREETING:
+            raise Refusal(why)
+        self._say("refused", f"the metrics service refused a message: {why}")
+
+    def _transmit(self, connection: Connection, now: float) -> None:
+        self._beat_when_due(now)
+        while not connection.busy:
             message = self._buffer.after(self._position)
             if message is not None:
                 # A cut connection forgets the position, so it may run ahead of the socket.
                 self._position = message.seq
-                self._line = memoryview(message.line)
-            elif self._call_lines:
-                self._line = memoryview(self._call_lines.pop(0))
+                connection.send(message.line)
+            elif self._lines:
+                connection.send(self._lines.pop(0))
             else:
                 return
-            self._send_rest(now)
 
-    def _send_rest(self, now: float) -> None:
-        while self._line and self._socket is not None:
-            try:
-                sent = self._send(self._line)
-            except (BlockingIOError, InterruptedError):
+    def _beat_when_due(self, now: float) -> None:
+        if self._asked:
+            if not self._host.told and now < self._beat_at:
                 return
-            except OSError as error:
-                _pass_on(error)
-                # What the service wrote before it went is still to be read.
-                self._lost(now, error.strerror or str(error))
-                return
-            self._line = self._line[sent:]
-
-    def _send(self, data: memoryview | bytes) -> int:
-        assert self._socket is not None
-        return self._socket.send(data, getattr(socket, "MSG_NOSIGNAL", 0))
+        elif now < self._beat_at:
+            return
+        elif self._host.ask_depths():
+            self._asked = True
+            self._beat_at = now + DEPTHS_SECONDS
+            return
+        self._asked = False
+        self._beat_at = now + HEARTBEAT_SECONDS
+        self._buffer.beat(
+            cpu_seconds(),
+            rss_bytes(),
+            queues=self._host.take_depths(),
+            last_report_at_ms=self._last_report(),
+        )
 
     def _lost(self, now: float, why: str, retry: float | None = None) -> None:
         self._drop_connection()
@@ -412,65 +474,39 @@ class Sender:
         self._say("away", f"no metrics service at {self._path} ({why}); runs wait here")
 
     def _drop_connection(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         self._state = State.DOWN
-        self._line = memoryview(b"")
-        self._call_lines.clear()
+        self._lines.clear()
 
-    def _obey_all(self) -> None:
-        """worker.control: the host's code, so in the sender's own thread and outside the lock."""
-        while self._controls:
-            params = self._controls.pop(0)
-            outcome = self._outcome(str(params.get("action")), params.get("pipeline"))
-            answer = {"id": str(params.get("id")), "outcome": outcome}
-            with self._lock:
-                self._call_lines.append(encode(notification("worker.controlled", answer)))
-                self._step(time.monotonic())
-
-    def _outcome(self, action: str, pipeline: str | None) -> str:
-        if self._control is None:
-            return "unknown"
-        try:
-            done = self._control(action, pipeline)
-        except Exception:
-            log.exception("the control callback failed")
-            return "refused"
-        return "unknown" if done is None else "done" if done else "refused"
+    def _obeyed(self, id: str, outcome: str) -> None:
+        answer = {"id": id, "outcome": outcome}
+        self._lines.append(encode(notification("worker.controlled", answer)))
+        self._wake()
 
     def _say(self, state: Said, text: str) -> None:
         """One line a change of state, however often it is tried."""
         if state != self._said:
             self._said = state
-            log.log(logging.INFO if state == "connected" else logging.WARNING, "%s", text)
+            self._news.append((logging.INFO if state == "connected" else logging.WARNING, text))
 
 
-def _decoded(line: bytes) -> Json | None:
-    """One JSON object; None for anything else."""
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return message if isinstance(message, dict) else None
+def _number(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError
+    return value
 
 
-def _pass_on(error: OSError) -> None:
-    """Raise a TimeoutError of the host's signal handler: the system's own have a number."""
-    if error.errno is None and type(error) is not OSError:
-        raise error
-
-
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def rss_bytes() -> int:
-    """Resident memory now; where the system does not tell, its peak."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  # a third of the cost
-            return int(statm.read().split()[1]) * resource.getpagesize()
-    except (FileNotFoundError, PermissionError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+def _poll(connection: Connection | None, wake: int | None, timeout: float) -> None:
+    """Wait for the socket, for a wake-up, or for the time."""
+    poll = select.poll()
+    if wake is not None:
+        poll.register(wake, select.POLLIN)
+    if connection is not None and connection.socket.fileno() >= 0:
+        events = select.POLLIN | (select.POLLOUT if connection.busy else 0)
+        poll.register(connection.socket, events)
+    ready = poll.poll(timeout * 1000)
+    if any(descriptor == wake for descriptor, _event in ready):
+        assert wake is not None
+        os.read(wake, 4096)

@@ -27,6 +27,9 @@ class _Unsent(Sender):
     def nudge(self) -> None:
         pass
 
+    def make_room(self) -> bool:
+        return True
+
 
 class CapturingClient(MetricsClient):
     """A MetricsClient without a service: nothing is opened, started or sent."""
@@ -36,7 +39,7 @@ class CapturingClient(MetricsClient):
 
     def _begin_session(self) -> None:
         super()._begin_session()
-        self._sender = _Unsent(self.socket, self._buffer, self._hello, self._gauges)
+        self._sender = _Unsent(self.socket, self._buffer, self._hello)
         self._sender.parked = False
         self._will_leave = True
 
