@@ -151,7 +151,50 @@ def test_children_of_multiprocessing_send_what_waits_when_they_end(house, method
     assert until(lambda: house.runs() == 5)
 
 
+# ---------------------------------------------------------------- a host in need
+
+
+def test_a_host_without_a_free_descriptor_goes_on_and_its_runs_wait(house):
+    house.serve()
+    worker = house.worker("""
+held = []
+try:
+    while True: held.append(os.dup(0))
+except OSError: pass
+record_run(1, True)
+with track('job'): pass
+said = flush(0.1)
+for descriptor in held: os.close(descriptor)
+step(f"{said} {flush(20)}")
+""")
+
+    assert worker.reached() == "False True"
+    assert house.runs() == 2
+
+
 # ---------------------------------------------------------------- signals
+
+
+def test_a_signal_handler_may_record_and_flush(house):
+    house.serve()
+    worker = house.worker("""
+handled = 0
+def handle(*_):
+    global handled
+    handled += 1
+    record_run(1, True); flush(0.01)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+recorded = 0
+while handled < 300:
+    record_run(1, True); recorded += 1
+    if recorded % 50 == 0: flush(0.01)
+signal.setitimer(signal.ITIMER_REAL, 0)
+step(f"{flush(20)} {recorded + handled}")
+""")
+    flushed, recorded = worker.reached().split()
+
+    assert (flushed, house.runs()) == ("True", int(recorded))
 
 
 STORM = """

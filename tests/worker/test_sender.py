@@ -9,7 +9,9 @@ import threading
 import pytest
 
 from builders import until
+from orbit_worker import host as host_module
 from orbit_worker import sender as sender_module
+from orbit_worker.buffer import MAX_OPEN, MAX_RUNS
 from orbit_worker.client import MetricsClient
 
 
@@ -150,7 +152,22 @@ def test_a_service_that_refuses_is_asked_again_later(scripted, client, caplog, m
     assert client.flush()
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request", b"[1]", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 400 Bad Request",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"method": "runs.acked"}',
+        b'{"method": "runs.acked", "params": {"seq": "1"}}',
+        b'{"method": "worker.control", "params": 1}',
+        b'{"id": "hello", "result": {}}',
+        b'{"id": "hello", "result": {"acked": -1}}',
+        b'{"id": ["hello"]}',
+        b'{"error": "no"}',
+    ],
+)
 def test_another_program_at_the_socket_never_raises_in_the_host(scripted, client, caplog, said):
     scripted.answers = False
     record(client, 1)
@@ -175,6 +192,113 @@ def test_a_full_backlog_is_waited_out(client, tmp_path, caplog):
         listener.settimeout(5)
         with listener.accept()[0] as accepted:
             assert b"worker.connect" in accepted.recv(65536)
+
+
+# ---------------------------------------------------------------- a host in need
+
+
+@pytest.fixture
+def no_threads(monkeypatch):
+    """Our threads cannot be started, as at a limit on processes; call it to end that."""
+
+    def start(thread):
+        if thread.name.startswith("orbit-worker"):
+            raise RuntimeError("can't start new thread")
+        original(thread)
+
+    original = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(sender_module, "START_RETRY", 0.0)
+    return monkeypatch.undo
+
+
+def test_without_a_thread_a_flush_sends(scripted, client, no_threads):
+    record(client, 1, 2)
+
+    assert client.flush()
+    assert client.reset_metrics() is False  # asked, and this service does not know it
+    assert scripted.durations_us() == [1000, 2000]
+    assert client.close()
+    assert until(lambda: scripted.params("worker.disconnect")) == [{"reason": "exit"}]
+
+
+def test_without_a_thread_what_waits_stays_bounded(scripted, client, no_threads):
+    record(client, *[1] * 300_000)
+
+    waiting = len(client._buffer.open) + client._buffer.unacknowledged
+    assert waiting <= MAX_OPEN + MAX_RUNS
+    assert waiting + client._buffer.dropped["buffer full"] == 300_000
+
+
+def test_a_thread_that_starts_at_last_sends_what_waits(scripted, client, no_threads):
+    record(client, 1)
+    no_threads()
+    record(client, 2)
+
+    until(lambda: scripted.durations_us() == [1000, 2000])
+
+
+def test_a_callback_that_never_returns_holds_up_nothing(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(sender_module, "DEPTHS_SECONDS", 0.05)
+    asked, end = threading.Event(), threading.Event()
+    client = MetricsClient(
+        socket=tmp_path / "worker.sock",
+        queue_depths=lambda: [asked.set(), end.wait(), {}][-1],
+        on_control=lambda *_: end.wait(),
+    )
+    client.connect()
+    assert asked.wait(10)
+    scripted.notify("worker.control", id="c1", action="pause")
+    record(client, 1)
+
+    assert client.flush()
+    until(lambda: scripted.params("worker.heartbeat"))
+    assert client.close()
+    end.set()
+
+
+def test_commands_that_nobody_obeys_are_refused_beyond_a_bound(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(host_module, "MAX_CONTROLS", 2)
+    busy, end = threading.Event(), threading.Event()
+    client = MetricsClient(
+        socket=tmp_path / "worker.sock", on_control=lambda *_: busy.set() or end.wait()
+    )
+    client.connect()
+    until(lambda: scripted.params("worker.heartbeat"))
+    scripted.notify("worker.control", id="c0", action="pause")
+    assert busy.wait(10)
+    for n in (1, 2, 3):
+        scripted.notify("worker.control", id=f"c{n}", action="pause")
+
+    assert until(lambda: scripted.params("worker.controlled")) == [
+        {"id": "c3", "outcome": "refused"}
+    ]
+    end.set()
+    until(lambda: len(scripted.params("worker.controlled")) == 4)
+    client.close()
+
+
+def test_a_flood_that_the_thread_leaves_waiting_is_counted(scripted, client, monkeypatch):
+    monkeypatch.setattr(sender_module, "ROOM_SECONDS", 0.05)
+    record(client, 1)
+    client.flush()
+    with client._sender._lock:  # as if the thread hung in a handler of the host's logging
+        record(client, *[1] * (MAX_OPEN + 1_000))
+
+    assert client.flush(20)
+    assert client._buffer.dropped.keys() == {"overload"}
+    dropped = client._buffer.dropped["overload"]
+    assert len(scripted.durations_us()) + dropped == client._buffer.recorded == MAX_OPEN + 1_001
+
+
+def test_a_client_that_is_closed_does_not_come_back(scripted, tmp_path):
+    for _ in range(50):
+        client = MetricsClient(socket=tmp_path / "worker.sock")
+        record(client, 1)
+        client.close()
+
+    until(lambda: len(scripted.params("worker.disconnect")) == 50)
+    assert scripted.greeted == 50
 
 
 # ---------------------------------------------------------------- again, after a cut
