@@ -22,6 +22,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("ORBIT_DISABLED", "ORBIT_STRICT", "ORBIT_WORKER_NAME", "METRICS_INTERVAL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ORBIT_SOCKET", str(tmp_path / "worker.sock"))
+    monkeypatch.setenv("ORBIT_STATE", "none")
 
 
 class RunningService:

@@ -18,7 +18,7 @@ from orbit_rpc_schema.wire import encode, request
 
 
 class CallFailed(Exception):
-    """The service answered with a JSON-RPC error: {message} (code {code})."""
+    """The service answered with a JSON-RPC error: its `code`, `message` and `data`."""
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         self.code = int(error.get("code", 0))

@@ -49,6 +49,11 @@ class RecentRunsParams(Selection):
     status: Status | None = None
 
 
+class LedgerParams(Model):
+    worker: str | None = None
+    limit: int = Field(100, ge=1, le=1000, description="sessions at most")
+
+
 # ---------------------------------------------------------------- results
 
 
@@ -202,6 +207,9 @@ class WorkerView(Model):
     failed: int
     retries: int
     in_flight: int
+    oldest_in_flight: EpochMs | None = Field(description="when the oldest of them began")
+    avg_wait_time: int = Field(description="ms before a run began, where the worker tells it")
+    max_wait_time: int
     slots: int | None = Field(description="sum over its processes; null where none tells")
     hosts: list[str]
     versions: list[str]
@@ -210,15 +218,50 @@ class WorkerView(Model):
     last_life: LastLife | None
 
 
-class Intake(Model):
-    """What became of every result that reached this service since it started."""
+class LedgerView(Model):
+    """What became of every result that was handed to a client.
 
+    recorded = counted + repeated + late + refused + dropped + waiting
+    """
+
+    recorded: int = Field(description="by the workers' own figures")
     counted: int
-    repeated: int
-    late: int
-    refused: dict[str, int] = Field(description="runs by reason")
-    dropped: dict[str, int] = Field(description="runs that workers dropped, by reason")
+    repeated: int = Field(description="ended before under the same id and attempt")
+    late: int = Field(description="of a run that was given up as lost")
+    refused: dict[str, int] = Field(description="by reason")
+    dropped: dict[str, int] = Field(description="by the workers, by reason")
+    waiting: int = Field(description="recorded and not arrived; below zero it is our mistake")
+    forgotten: int = Field(description="counted by a service whose state is lost; not in the sum")
+
+
+class SessionLedger(LedgerView):
+    session: str
+    worker: str
+    connected: bool
+    last_seen: EpochMs
+
+
+class ServiceLedger(Model):
+    total: LedgerView
+    balanced: bool = Field(description="nothing was counted twice: no waiting is below zero")
+    sessions: list[SessionLedger] = Field(description="the newest first; old ones are folded away")
+
+
+class Intake(LedgerView):
+    """The ledger of all sessions, and what was wrong with what they sent."""
+
     faults: dict[str, int] = Field(description="lines, connections and names over a bound")
+
+
+class StateInfo(Model):
+    """The state directory and its writer, since the service started."""
+
+    path: str
+    trouble: str | None = Field(description="why nothing can be written now")
+    commits: int
+    failures: int
+    bytes_written: int
+    bytes_waiting: int
 
 
 class ServiceInfo(Model):
@@ -235,6 +278,7 @@ class ServiceInfo(Model):
     workers_connected: int
     series: int
     intake: Intake
+    state: StateInfo | None = Field(description="null where there is only memory")
 
 
 # ---------------------------------------------------------------- the table
@@ -294,6 +338,12 @@ PROCEDURES: dict[str, Procedure] = {
             "This service: version, addresses, and what became of what it was sent",
             NoParams,
             ServiceInfo,
+        ),
+        Procedure(
+            "service.ledger",
+            "What became of every result, in total and by session",
+            LedgerParams,
+            ServiceLedger,
         ),
         Procedure("rpc.discover", "The OpenRPC document", NoParams, dict[str, Any]),
     )

@@ -15,7 +15,7 @@ from aiohttp import web
 from loguru import logger
 
 from orbit_rpc_schema.errors import Explained
-from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo
+from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo, StateInfo
 from orbit_rpc_schema.wire import PROTOCOL
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
@@ -26,6 +26,10 @@ from orbit_service.rpc.handlers import Clock, make_handlers
 from orbit_service.rpc.incidents import incident
 from orbit_service.rpc.workers import Workers
 from orbit_service.settings import Address, Settings, warnings
+from orbit_service.state.checkpoint import dump
+from orbit_service.state.intake import Intake, opened
+from orbit_service.state.journal import Journal, Loop
+from orbit_service.state.store import Saved, Store
 from orbit_service.transport.http import HttpOptions, make_app
 from orbit_service.transport.listen import bind, unlink
 from orbit_service.transport.peers import Admission
@@ -54,15 +58,16 @@ class Service:
         self.settings = settings
         self.clock = clock
         self.started_ms = clock()
-        self.collector = Collector(settings.node)
-        self.workers = Workers(self.collector, clock)
+        self.intake = Intake(Collector(settings.node))
+        self.collector = self.intake.collector
+        self.workers = Workers(self.intake, clock)
         self.dispatcher = Dispatcher(
             make_handlers(
                 self.collector,
                 clock,
-                stuck_after_ms=settings.stuck_after * 1000,
                 version=VERSION,
                 info=self.info,
+                health=self.health,
             )
         )
         self.http_address: Address | None = None
@@ -74,6 +79,7 @@ class Service:
         async with AsyncExitStack() as stack:
             if self.settings.http is not None:
                 await self._start_http(self.settings.http, stack)
+            self._start_state(stack)
             self._start_unix(stack)
             self._start_repeating(EXPIRE_SECONDS, self.workers.expire, stack)
             reporter = Reporter(self.metrics)
@@ -92,7 +98,13 @@ class Service:
         return snapshot.metrics(self.collector, Selection(), self.clock())
 
     def health(self) -> Health:
-        return health(self.collector, self.settings.stuck_after * 1000, self.clock())
+        journal = self.intake.journal
+        return health(
+            self.collector,
+            self.settings.stuck_after * 1000,
+            self.clock(),
+            storage_trouble=None if journal is None else journal.trouble,
+        )
 
     def info(self) -> ServiceInfo:
         return ServiceInfo(
@@ -105,10 +117,55 @@ class Service:
             started_at=self.started_ms,
             uptime_seconds=(self.clock() - self.started_ms) // 1000,
             connections=len(self._unix.connections) if self._unix else 0,
-            workers_connected=self.metrics().workers_connected,
+            workers_connected=self.collector.workers_connected(),
             series=self.collector.series_count(),
             intake=snapshot.intake(self.collector),
+            state=self._state_info(),
         )
+
+    def _state_info(self) -> StateInfo | None:
+        journal = self.intake.journal
+        if journal is None:
+            return None
+        return StateInfo(
+            path=str(self.settings.state),
+            trouble=journal.trouble,
+            commits=journal.commits,
+            failures=journal.failures,
+            bytes_written=journal.written_bytes,
+            bytes_waiting=journal.waiting,
+        )
+
+    def _start_state(self, stack: AsyncExitStack) -> None:
+        """Go on from what is on the disk; whatever the disk does, the service starts."""
+        if self.settings.state is None:
+            return
+        store = Store(self.settings.state)
+        collector, position, trouble = opened(store, self.settings.node)
+        self.collector.become(collector)
+        loop = asyncio.get_running_loop()
+        self.intake.journal = journal = Journal(
+            store,
+            Loop(
+                post=loop.call_soon_threadsafe,
+                committed=self.intake.committed,
+                checkpoint_wanted=self.intake.checkpoint,
+                opened=self._adopt,
+            ),
+            position,
+            trouble,
+        )
+        journal.start()
+        self.workers.await_return()
+
+        async def stop() -> None:
+            await loop.run_in_executor(None, journal.stop, dump(self.collector))
+
+        stack.push_async_callback(stop)
+
+    def _adopt(self, saved: Saved) -> None:
+        self.intake.adopt(saved)
+        self.workers.await_return()
 
     async def _start_http(self, address: Address, stack: AsyncExitStack) -> None:
         options = HttpOptions(VERSION, local=address.is_loopback, token=self.settings.token)

@@ -29,6 +29,7 @@ from orbit_service.tables import metrics_table
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 START_SECONDS = 30.0
 RUNS_SECONDS = 600.0
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 # As it can be typed: in a checkout the command is not on the path.
 COMMAND = os.path.relpath(sys.argv[0])
 CENSUS = "source_census"
@@ -49,8 +50,8 @@ class Demo:
     def run(self) -> int:
         """The exit code."""
         # However the demo is ended, what it has started ends with it.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+        for number in ENDINGS:
+            signal.signal(number, leave)
         if not EXAMPLES.is_dir():
             click.echo("orbit-metrics: the demo needs a checkout: there is no examples/", err=True)
             return 1
@@ -107,6 +108,7 @@ class Demo:
             **os.environ,
             "ORBIT_SOCKET": str(folder / "worker.sock"),
             "ORBIT_HTTP": self._http or "127.0.0.1:0",
+            "ORBIT_STATE": str(folder / "state"),
             "ORBIT_WORKER_NAME": "demo",
             "POLL_INTERVAL": "1000",
             "CENSUS_STORE": str(folder / "census.db"),
@@ -130,6 +132,14 @@ class Demo:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+def leave(number: int, _frame: object) -> None:
+    # Some send both, or one twice: the second must not end the clearing up. It is passed over
+    # here, because Python complains of a pending signal that is ignored by then.
+    for each in ENDINGS:
+        signal.signal(each, lambda _number, _frame: None)
+    sys.exit(128 + number)
 
 
 class ChildEnded(Exception):

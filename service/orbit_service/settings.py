@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH, as_name, default_socket_path
 
+SYSTEM_STATE = Path("/var/lib/orbit-metrics")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRYING_OUT_MS = 10_000
 MIN_TOKEN = 8  # characters
@@ -30,6 +31,7 @@ ELSEWHERE = {
     "ORBIT_WORKER_NAME",
     "ORBIT_DISABLED",
     "ORBIT_STRICT",
+    "ORBIT_SPOOL_DIR",
     "ORBIT_PIPELINES",
     "ORBIT_PIPELINES_DATABASE",
     "ORBIT_CONCURRENCY",
@@ -53,6 +55,15 @@ class Address(tuple[str, int]):
     def __str__(self) -> str:
         host = f"[{self[0]}]" if ":" in self[0] else self[0]
         return f"{host}:{self[1]}"
+
+
+def default_state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """/var/lib/orbit-metrics where it is there and writable, else the user's own."""
+    if os.access(SYSTEM_STATE, os.W_OK | os.X_OK):
+        return SYSTEM_STATE
+    own = environ.get("XDG_STATE_HOME")
+    home = Path(own) if own else Path(environ.get("HOME") or "/") / ".local" / "state"
+    return home / "orbit-metrics"
 
 
 class Settings(BaseSettings):
@@ -81,6 +92,8 @@ class Settings(BaseSettings):
     # After the tokens, which it may need.
     http: Address | None = Field(Address(("127.0.0.1", 8790)), alias="ORBIT_HTTP")
     node: str = Field(default_factory=gethostname, alias="ORBIT_NODE")
+    # None: memory only, acknowledged at once.
+    state: Path | None = Field(default_factory=default_state_folder, alias="ORBIT_STATE")
     stuck_after: int = Field(600, ge=1, alias="ORBIT_STUCK_AFTER")  # seconds
 
     @field_validator("log_level", mode="before")
@@ -108,6 +121,15 @@ class Settings(BaseSettings):
             return value  # type: ignore[no-any-return]
         names = [name.strip() for name in value.split(",") if name.strip()]
         return None if "*" in names else frozenset(map(_uid_of, names))
+
+    @field_validator("state", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Path | None:
+        if value in (None, "none"):
+            return None
+        if not value:
+            raise ValueError("a directory, or none for memory only")
+        return Path(value).absolute()
 
     @field_validator("socket")
     @classmethod

@@ -257,6 +257,51 @@ def test_a_signal_ends_the_service_cleanly(tmp_path, number):
     assert "Traceback" not in log.read_text()
 
 
+@pytest.fixture
+def demo(tmp_path):
+    """A demo that has started its service and its worker, in a temporary directory of its own."""
+    temporary, log = tmp_path / "temporary", tmp_path / "log"
+    temporary.mkdir()
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(
+            [*ENTRY, "demo", "--runs", "40"],
+            env=environment(tmp_path, TMPDIR=str(temporary)),
+            stderr=stderr,
+        ) as process,
+    ):
+        try:
+            until(lambda: re.search(rb"^\d+/", log.read_bytes(), re.MULTILINE))
+            yield process
+        finally:
+            process.terminate()
+
+
+def children_of(pid: int) -> list[int]:
+    listed = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid="], text=True)
+    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+    return [child for child, parent in pairs if parent == pid]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param([signal.SIGTERM], id="SIGTERM"),
+        pytest.param([signal.SIGHUP, signal.SIGTERM], id="SIGHUP and then SIGTERM"),
+    ],
+)
+def test_a_signal_ends_the_demo_and_all_that_it_started(tmp_path, demo, numbers):
+    children = children_of(demo.pid)
+    for number in numbers:
+        demo.send_signal(number)
+
+    assert demo.wait(40) == 128 + numbers[0]
+    assert len(children) == 2
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 # ---------------------------------------------------------------- the base install
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from builders import ENTRY, command, environment, until
+from orbit_worker.pipelines.store import Store, database_url
 
 PIPELINES = """
 import time
@@ -62,16 +63,25 @@ class Place:
     def open_gate(self) -> None:
         (self.folder / "open").touch()
 
+    @contextmanager
+    def store(self) -> Iterator[Store]:
+        store = Store(database_url(self.settings["ORBIT_PIPELINES_DATABASE"]))
+        yield store
+        store.close()
+
     def log(self) -> list[str]:
         path = self.folder / "log"
         return path.read_text().splitlines() if path.exists() else []
 
+    def worker_log(self) -> str:
+        return (self.folder / "worker.log").read_text()
+
     @contextmanager
-    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
         with (self.folder / "worker.log").open("ab") as log:
             process = subprocess.Popen(
                 [*ENTRY, "worker"],
-                env=environment(self.folder, **self.settings),
+                env=environment(self.folder, **{**self.settings, **settings}),
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
@@ -129,6 +139,57 @@ def test_an_interrupted_run_is_taken_up_and_no_finished_step_executed_twice(plac
     assert (lost["error"]["type"], done["status"], done["attempt"]) == ("WorkerLost", "success", 2)
 
 
+def test_a_worker_that_is_busy_takes_up_the_run_of_a_killed_one(place, service):
+    with place.worker(ORBIT_CONCURRENCY="1"):
+        place.gated("one")
+        until(lambda: place.log().count("at the gate") == 1)
+        with place.worker() as killed:
+            two = place.gated("two")
+            until(lambda: place.log().count("at the gate") == 2)
+            killed.kill()
+        until(lambda: f"taking up run {two}" in place.worker_log())
+        done_until_then = service.ask("worker.stats")["successCount"]
+        place.open_gate()
+        finished(service, 3)
+
+    assert done_until_then == 0, "the run that kept the other worker busy"
+    assert service.ask("worker.stats")["successCount"] == 2
+
+
+def test_a_run_cancelled_and_put_back_is_one_run_and_an_attempt(place, service):
+    with place.worker():
+        id = place.gated("one")
+        until(lambda: place.log().count("at the gate") == 1)
+        with place.store() as store:
+            store.client.cancel_workflow(id)
+            store.put_back(id)
+        until(lambda: place.log().count("at the gate") == 2)
+        place.open_gate()
+        finished(service, 1)
+        metrics = until(
+            lambda: (m := service.ask("worker.metrics"))["retries"] and m  # the first execution's
+        )
+
+    assert (metrics["totalRuns"], metrics["succeeded"], metrics["retries"]) == (1, 1, 1)
+
+
+def test_a_cancelled_run_is_recorded_as_failed_and_executes_no_further_step(place, service):
+    with place.worker():
+        id = place.gated("one")
+        until(lambda: "at the gate" in place.log())
+        with place.store() as store:
+            store.client.cancel_workflow(id)
+        place.open_gate()
+        finished(service, 1)
+        until(lambda: f"run {id} of gated was broken off" in place.worker_log())
+        assert place.run("double", "--input", "21", "--wait").returncode == 0
+        [failed] = service.ask("worker.recentRuns", {"status": "failed"})
+
+    assert (failed["id"], failed["error"]["type"]) == (id, "Cancelled")
+    assert place.log() == ["one", "at the gate"]
+    assert "Traceback" not in place.worker_log()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_worker_finishes_what_is_in_flight_and_leaves_with_0(place, service, number):
     with place.worker() as worker:
@@ -169,6 +230,32 @@ def test_without_pipelines_the_worker_says_where_it_looked_and_leaves_with_1(tmp
 
     assert (done.returncode, str(tmp_path / "nowhere") in done.stderr) == (1, True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LOG_LEVEL", "LOUD", "LOG_LEVEL=LOUD is none of"),
+        ("POLL_INTERVAL", "soon", "POLL_INTERVAL=soon is not a number"),
+        ("ORBIT_PIPELINES_DATABASE", "mysql://box/runs", "the database is a path, or a URL of"),
+        ("ORBIT_PIPELINES_DATABASE", "sqlite:///", "the database is a path, or a URL of"),
+        ("ORBIT_PIPELINES_DATABASE", "postgresql://box:port/runs", "the database is a path, or"),
+        ("ORBIT_PIPELINES_DATABASE", "/proc/no/runs.db", "cannot be made: No such file"),
+        ("ORBIT_PIPELINES_DATABASE", "sqlite:////proc/no/runs.db", "the database cannot be used: "),
+        ("ORBIT_PIPELINES_DATABASE", "postgresql://127.0.0.1:1/runs", "Connection refused"),
+    ],
+)
+def test_a_setting_the_worker_cannot_start_with_is_one_sentence_and_leaves_with_1(
+    place, name, value, said
+):
+    done = command(place.folder, "worker", **{**place.settings, name: value})
+
+    # Only DBOS's own warnings may stand before it.
+    *before, sentence = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert sentence.startswith("orbit-metrics: ")
+    assert said in sentence
+    assert all(" WARNING " in line for line in before)
 
 
 def test_the_demo_ends_with_the_metrics_of_its_runs_as_json(tmp_path):

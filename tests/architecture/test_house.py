@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def test_the_client_imports_nothing_but_itself_and_the_standard_library():
     ).stdout
 
     assert printed.split() == ["orbit_rpc_schema", "orbit_worker"]
+
+
+def test_only_a_docstring_that_is_filled_in_has_fields():
+    # Explained fills in its docstring; of any other error nobody would.
+    unfilled = [
+        f"{path.name}: {error.name}"
+        for folder in ("rpc_schema", "service", "worker")
+        for path in (ROOT / folder).rglob("*.py")
+        for error in ast.walk(ast.parse(path.read_text()))
+        if isinstance(error, ast.ClassDef) and "Exception" in [ast.unparse(b) for b in error.bases]
+        if error.name != "Explained" and re.search(r"{\w+}", ast.get_docstring(error) or "")
+    ]
+
+    assert unfilled == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "broken").glob("*.py")), ids=str)

@@ -120,6 +120,26 @@ def test_the_mode_is_octal(settings_of, value, mode):
 
 
 @pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        pytest.param({}, 0o600, id="for its own user"),
+        pytest.param({"ORBIT_ALLOW_UIDS": ""}, 0o600, id="nobody further is admitted"),
+        pytest.param({"ORBIT_ALLOW_UIDS": "1000"}, 0o666, id="where the uid is the guard"),
+        pytest.param({"ORBIT_ALLOW_UIDS": "*"}, 0o666, id="everybody"),
+        pytest.param(
+            {"ORBIT_ALLOW_UIDS": "1000", "ORBIT_SOCKET_MODE": "0660"}, 0o660, id="as it is said"
+        ),
+        pytest.param(
+            {"ORBIT_ALLOW_UIDS": "*", "ORBIT_SOCKET_MODE": "0600"}, 0o600, id="though it is narrow"
+        ),
+        pytest.param({"ORBIT_SOCKET_MODE": "0666"}, 0o666, id="though it is wide"),
+    ],
+)
+def test_a_socket_that_is_for_others_can_be_opened_by_them(settings_of, given, mode):
+    assert settings_of(**given).socket_mode == mode
+
+
+@pytest.mark.parametrize(
     ("value", "uids"),
     [
         ("", frozenset()),

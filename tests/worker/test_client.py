@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -68,7 +69,14 @@ def test_a_wrong_type_is_a_type_error_and_counts_nothing(client, arguments):
     assert client._buffer.empty
 
 
-@pytest.mark.parametrize("duration_ms", [-1, -0.001, NAN, INF, -INF, MAX_DURATION_MS * 2])
+@pytest.mark.parametrize(
+    "duration_ms",
+    [
+        *[-1, -0.001, NAN, INF, -INF, MAX_DURATION_MS * 2],
+        *[Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal("-0.1")],
+    ],
+    ids=repr,
+)
 def test_a_duration_that_no_clock_gives_is_counted_as_refused(client, service, duration_ms):
     client.record_run(duration_ms, True)
     client.record_run(5, True)
@@ -95,7 +103,11 @@ def test_refusals_are_logged_once(client, caplog):
     ]
 
 
-@pytest.mark.parametrize("arguments", [{"duration_ms": NAN}, {"attempt": 0}, {"pipeline": ""}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"duration_ms": NAN}, {"duration_ms": Decimal("NaN")}, {"attempt": 0}, {"pipeline": ""}],
+    ids=str,
+)
 def test_under_strict_a_refusal_raises(tmp_path, arguments):
     client = MetricsClient(socket=tmp_path / "s", environ={"ORBIT_STRICT": "1"})
     with pytest.raises(ValueError, match="cannot be recorded"):
@@ -154,6 +166,24 @@ def test_a_loop_that_records_faster_than_is_sent_stays_bounded(client):
         most = max(most, len(client._buffer.open))
 
     assert most < 200_000
+
+
+@pytest.mark.parametrize("formed", [0, 2], ids=["none formed", "two formed"])
+def test_the_last_line_tells_how_many_results_are_left_behind(client, caplog, formed):
+    for number in range(5):
+        if number == formed:
+            client._buffer.form(at_ms=0)
+        client.record_run(1, True)
+
+    assert not client.close(timeout=0.05)
+    assert caplog.messages[-1].endswith("; results waiting: 5")
+
+
+def test_a_client_that_left_nothing_behind_says_nothing(client, service, caplog):
+    client.record_run(1, True)
+
+    assert client.close()
+    assert caplog.messages == []
 
 
 def test_a_socket_path_that_is_too_long_is_said_and_raises_nothing(tmp_path, caplog):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
@@ -69,6 +71,70 @@ def test_its_metrics_are_those_of_what_it_kept():
         min_execution_time=10,
         max_execution_time=60,
     )
+
+
+def test_an_attempt_that_will_be_retried_is_kept_and_is_no_run():
+    client = CapturingClient()
+    client.record_run(90, False, id="r1", final=False)
+    client.record_run(10, True, id="r1", attempt=2)
+
+    assert [run.detail["id"] for run in client.runs] == ["r1", "r1"]
+    assert client.get_metrics() == DerivedMetrics(
+        total_runs=1,
+        total_succeeded=1,
+        success_rate=100.0,
+        avg_execution_time=10,
+        min_execution_time=10,
+        max_execution_time=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "whole"),
+    [(0.499, 0), (0.5, 1), (1.5, 2), (2.5, 3), (Decimal("2.5"), 3)],
+    ids=str,
+)
+def test_its_times_are_rounded_half_up(duration_ms, whole):
+    client = CapturingClient()
+    client.record_run(duration_ms, True)
+    answer = client.get_metrics()
+
+    times = (answer.avg_execution_time, answer.min_execution_time, answer.max_execution_time)
+    assert times == (whole, whole, whole)
+
+
+def test_its_average_is_of_the_durations_and_not_of_rounded_ones():
+    client = CapturingClient()
+    for duration_ms in (0.5, 0.5, 0.4):
+        client.record_run(duration_ms, True)
+
+    assert client.get_metrics().avg_execution_time == 0
+
+
+@pytest.mark.parametrize(
+    ("failed", "runs", "error_rate", "success_rate"),
+    [(1, 800, 0.13, 99.88), (3, 800, 0.38, 99.63), (1, 3, 33.33, 66.67), (2, 2, 100.0, 0.0)],
+)
+def test_its_rates_have_two_decimals_half_up(failed, runs, error_rate, success_rate):
+    client = CapturingClient()
+    for number in range(runs):
+        client.record_run(1, number >= failed)
+    answer = client.get_metrics()
+
+    assert (answer.error_rate, answer.success_rate) == (error_rate, success_rate)
+
+
+def test_its_numbers_are_those_that_the_service_gives(client, service):
+    captured = CapturingClient()
+    for recorder in (client, captured):
+        for number in range(800):
+            recorder.record_run(number + 0.5, number != 7)
+        recorder.record_run(9_000, False, final=False)
+    answer = client.get_metrics()
+
+    times_of_a_life = {"uptime": 0, "uptime_formatted": "0s", "runs_per_hour": 0.0}
+    assert captured.get_metrics() == replace(answer, **times_of_a_life)
+    assert answer.total_runs == 800
 
 
 @pytest.mark.parametrize("forget", [CapturingClient.clear, CapturingClient.reset_metrics])

@@ -173,6 +173,18 @@ def test_a_name_of_another_type_is_a_type_error(pipeline):
         track(pipeline)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attempt": "2"}, {"attempt": 2.0}, {"attempt": None}, {"wait_ms": "5"}, {"queue": 5}],
+    ids=str,
+)
+def test_a_wrong_type_is_told_before_the_block_and_not_after_its_work(captured, wrong):
+    with pytest.raises(TypeError):
+        track("job", **wrong)
+
+    assert captured.runs == []
+
+
 # ---------------------------------------------------------------- exceptions
 
 

@@ -45,7 +45,10 @@ class CapturingClient(MetricsClient):
 
     @property
     def runs(self) -> list[Result]:
-        """What was recorded, oldest first: pipeline, duration_ms, success, queue, detail."""
+        """What was recorded, oldest first: pipeline, duration_ms, success, queue, detail.
+
+        Attempts that will be retried too (`detail["final"]` is False); metrics count none of them.
+        """
         return list(self._buffer.results())
 
     def clear(self) -> None:
@@ -67,21 +70,39 @@ class CapturingClient(MetricsClient):
 
     def _snapshot(self) -> MetricsSnapshot | None:
         """Counts of what was captured; the times of a life are the service's to tell."""
-        runs = self.runs
+        runs = [run for run in self.runs if _ends_a_run(run)]
         failed = sum(not run.success for run in runs)
-        durations = [round(run.duration_ms) for run in runs]
+        # As the wire has them: sums and bounds are of whole microseconds.
+        durations_us = [int(float(run.duration_ms) * 1000 + 0.5) for run in runs]
         return MetricsSnapshot(
             derived=DerivedMetrics(
                 total_runs=len(runs),
                 total_failed=failed,
                 total_succeeded=len(runs) - failed,
-                error_rate=round(100 * failed / len(runs), 2) if runs else 0.0,
-                success_rate=round(100 - 100 * failed / len(runs), 2) if runs else 0.0,
-                avg_execution_time=round(sum(durations) / len(runs)) if runs else 0,
-                min_execution_time=min(durations, default=0),
-                max_execution_time=max(durations, default=0),
+                error_rate=_percent(failed, len(runs)),
+                success_rate=_percent(len(runs) - failed, len(runs)),
+                avg_execution_time=_rounded(sum(durations_us), len(runs) * 1000),
+                min_execution_time=_rounded(min(durations_us, default=0), 1000),
+                max_execution_time=_rounded(max(durations_us, default=0), 1000),
             )
         )
+
+
+def _ends_a_run(result: Result) -> bool:
+    """False for an attempt that will be retried: the run itself is still to end."""
+    return (result.detail or {}).get("final", True) is not False
+
+
+# The service's arithmetic over again, because nothing here may import it; a test
+# holds the two together.
+def _percent(part: int, whole: int) -> float:
+    """100 · part / whole with two decimals, half up; 0 where there is nothing."""
+    return _rounded(100 * 100 * part, whole) / 100
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    """To the nearest whole number, half up; 0 where there is nothing."""
+    return (2 * numerator + denominator) // (2 * denominator) if denominator else 0
 
 
 @contextmanager

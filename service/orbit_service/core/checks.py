@@ -25,7 +25,7 @@ from orbit_rpc_schema.wire import (
 
 
 class Refused(Exception):
-    """The message cannot be counted: {problem}."""
+    """The message cannot be counted; `problem` says why."""
 
     def __init__(self, problem: str) -> None:
         self.problem = problem

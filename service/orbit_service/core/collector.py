@@ -25,14 +25,13 @@ from orbit_rpc_schema.messages import (
 from orbit_rpc_schema.wire import LIMITS, MAX_AHEAD_MS, MAX_RUNNING, WORKER_LOST, as_name
 from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
 from orbit_service.core.ended import EndedRuns, Verdict
+from orbit_service.core.ledger import Ledger
 from orbit_service.core.recent import KEPT_MS as RECENT_MS
 from orbit_service.core.recent import Column, RecentRuns
 from orbit_service.core.sessions import InFlight, Session, Worker
 from orbit_service.core.stats import Stats
 from orbit_service.core.window import LastDay, Tally
 
-# A connection that ended without goodbye may come back for this long.
-SUSPECT_MS = 2_000
 # Sessions that ended are remembered by their sequence number, so that one that
 # was given up and comes back is not counted twice.
 KEPT_SESSIONS = 20_000
@@ -42,8 +41,8 @@ KEPT_WORKERS = 2_000
 KEPT_WORKER_MS = 24 * 3_600_000
 # (worker, pipeline) pairs of the living; what is over folds into one named series.
 MAX_SERIES = 2_000
+KEPT_PIPELINES = 10 * MAX_SERIES  # pairs by name alone, those of ended lives too
 FOLDED = "(other pipelines)"
-MAX_REASONS = 50  # for dropping; they are the workers' own words
 
 
 class Collector:
@@ -54,81 +53,72 @@ class Collector:
         self.workers: dict[str, Worker] = {}
         self.sessions: dict[str, Session] = {}  # the open ones
         self.last_day = LastDay()
-        self.pipelines_seen: OrderedDict[str, None] = OrderedDict()
-        self.counted = 0
-        self.repeated = 0
-        self.late = 0
-        self.refused: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
+        self.ledger = Ledger()  # of all sessions there ever were
         self.faults: Counter[str] = Counter()
-        self._ended_runs = EndedRuns()
-        self._ended_sessions: OrderedDict[str, Session] = OrderedDict()
+        self.ended_runs = EndedRuns()
+        self.ended_sessions: OrderedDict[str, Session] = OrderedDict()
+        self.pipelines_seen: OrderedDict[tuple[str, str], None] = OrderedDict()  # with the worker
+        self.lives = 0  # begun; the number of the newest
+
+    def become(self, other: Collector) -> None:
+        """Take the other's place in everything."""
+        vars(self).update(vars(other))
 
     # ------------------------------------------------------------ sessions
 
     def connect(self, hello: Connect, now_ms: int) -> Connected:
         """Open a session, or take it up again where it was left. Raises Refused."""
         check_connect(hello)
-        session = self.sessions.get(hello.session)
-        ended = self._ended_sessions.get(hello.session)
-        known = session or ended
+        ended = self.ended_sessions.get(hello.session)
+        known = self.sessions.get(hello.session) or ended
         if known and known.worker != hello.worker:
             raise Refused(f"session {hello.session} belongs to worker {known.worker!r}")
         session = known or Session(hello, now_ms, connected_ms=now_ms)
         session.hello = mended_hello(hello)
-        session.suspect_since_ms = None
         session.last_seen_ms = now_ms
         self.sessions[session.id] = session
-        self._ended_sessions.pop(session.id, None)
+        self.ended_sessions.pop(session.id, None)
+        worker = self._worker(hello.worker, now_ms)
+        answer = Connected(
+            acked=session.acked, known=known is not None, node=self.node, limits=dict(LIMITS)
+        )
+        if hello.resume:
+            # A successor sends what a dead process left: that opens no life, and does
+            # not know what was running.
+            return answer
         # The life of a session that had ended is over: what it does now is another.
         started_ms = now_ms if ended else min(hello.started_at, now_ms)
-        self._worker(hello.worker, now_ms).open(session, started_ms)
+        if worker.open(session, started_ms, self.lives + 1):
+            self.lives += 1
         # The worker knows what runs in it; what ended while it was away is in
         # the results that it is about to send. What was given up as lost stays so;
         # in a session that is new, it is a run that was delivered again.
         session.running = {}
         for start in hello.running:
-            if not (known and self._ended_runs.is_lost(start.pipeline, start.id)):
+            if not (known and self.ended_runs.is_lost(start.pipeline, start.id)):
                 self._run_begins(session, start)
-        return Connected(
-            acked=session.acked, known=known is not None, node=self.node, limits=dict(LIMITS)
-        )
+        return answer
 
     def heartbeat(self, session: Session, beat: Heartbeat, now_ms: int) -> None:
-        if not self._take(session, beat.seq, beat.recorded, beat.dropped, now_ms):
+        if beat.seq <= session.acked:
             return
+        self._take(session, beat.seq, beat.recorded, beat.dropped, 0, now_ms)
         session.queues = beat.queues and {as_name(q): n for q, n in beat.queues.items()}
         if beat.last_report_at is not None:
             session.last_report_ms = min(beat.last_report_at, now_ms)
 
-    def suspect(self, session: Session, now_ms: int) -> None:
-        """The session's connection ended without goodbye."""
-        session.suspect_since_ms = now_ms
-
     def disconnect(self, session: Session, reason: str, now_ms: int) -> None:
         """The session said goodbye."""
-        self._end(session, reason, "the worker left before the run ended", now_ms)
+        self._end(session, reason, "the worker left before the run ended", now_ms, lost=False)
 
     def lose(self, session: Session, now_ms: int) -> None:
         """The session's process is gone, or did not come back."""
-        self._end(session, "lost", "the worker was killed or vanished", now_ms)
+        self._end(session, "lost", "the worker was killed or vanished", now_ms, lost=True)
 
     def reset(self, session: Session, now_ms: int) -> None:
         """The worker's life ends and another begins."""
-        self.workers[session.worker].reset(now_ms)
-
-    def expire(self, now_ms: int) -> list[Session]:
-        """Give up what has been away too long; the sessions that were lost by it."""
-        lost = [
-            session
-            for session in self.sessions.values()
-            if session.suspect_since_ms is not None
-            and session.suspect_since_ms <= now_ms - SUSPECT_MS
-        ]
-        for session in lost:
-            self.lose(session, now_ms)
-        self._forget(now_ms)
-        return lost
+        self.lives += 1
+        self.workers[session.worker].reset(now_ms, self.lives)
 
     # ------------------------------------------------------------ results
 
@@ -137,14 +127,13 @@ class Collector:
         if message.seq <= session.acked:
             return
         worker = self.workers[session.worker]
-        assert worker.life is not None, "an open session has a life"
+        runs = sum(len(batch.duration_us) for batch in message.batches)
         try:
-            check_record(message, worker.life.series)
+            check_record(message, worker.series_of(session))
         except Refused:
-            runs = sum(len(batch.duration_us) for batch in message.batches)
             self.refuse(session, message.seq, message.recorded, message.dropped, runs, now_ms)
             raise
-        self._take(session, message.seq, message.recorded, message.dropped, now_ms)
+        self._take(session, message.seq, message.recorded, message.dropped, runs, now_ms)
         for start in message.started:
             self._run_begins(session, start)
         for number, batch in enumerate(message.batches):
@@ -169,43 +158,56 @@ class Collector:
             dropped = {**session.dropped, **dropped}
             # Without the message before it there is nothing to subtract from.
             runs = session.unheard(recorded, dropped) if session.acked or seq == 1 else 0
-        self.refused[reason] += runs
-        self._take(session, seq, recorded, dropped, now_ms)
+        self._take(session, seq, recorded, dropped, runs, now_ms)
+        for ledger in (self.ledger, session.ledger):
+            ledger.refuse(reason, runs)
 
     def _take(
-        self, session: Session, seq: int, recorded: int, dropped: dict[str, int], now_ms: int
-    ) -> bool:
-        """Take a message's number and totals; False when it was taken before."""
+        self,
+        session: Session,
+        seq: int,
+        recorded: int,
+        dropped: dict[str, int],
+        runs: int,
+        now_ms: int,
+    ) -> None:
+        """Take a message's number and totals; `runs` are the results that it carries itself."""
         session.last_seen_ms = now_ms
         self.workers[session.worker].last_seen_ms = now_ms
-        if seq <= session.acked:
-            return False
+        dropped = {as_name(reason): count for reason, count in dropped.items()}
         if not session.acked and seq > 1:
-            self._forget_the_lost_past(session)
+            self._forget_the_lost_past(session, recorded - sum(dropped.values()) - runs)
+        # A reason that is no longer named stands at zero: what seemed dropped was counted.
+        changes = {
+            reason: dropped.get(reason, 0) - session.dropped.get(reason, 0)
+            for reason in dropped.keys() | session.dropped.keys()
+        }
+        for ledger in (self.ledger, session.ledger):
+            ledger.recorded += recorded - session.recorded
+            for reason, change in changes.items():
+                ledger.drop(reason, change)
         session.acked = seq
         session.recorded = recorded
-        dropped = {as_name(reason): count for reason, count in dropped.items()}
-        # A reason that is no longer named stands at zero: what seemed dropped was counted.
-        for reason in dropped.keys() | session.dropped.keys():
-            named = reason in self.dropped or len(self.dropped) < MAX_REASONS
-            change = dropped.get(reason, 0) - session.dropped.get(reason, 0)
-            self.dropped[reason if named else "other"] += change
         session.dropped = dropped
-        return True
 
-    def _forget_the_lost_past(self, session: Session) -> None:
-        """What the session sent before was counted by a service whose state is lost.
+    def _forget_the_lost_past(self, session: Session, results: int) -> None:
+        """What the session recorded before and did not drop was counted by a lost state.
 
         Its life begins where the counts do: a rate of today's runs over ten days
         that are not known would be wrong.
         """
+        if results <= 0:
+            return
+        session.recorded = results
+        for ledger in (self.ledger, session.ledger):
+            ledger.forgotten += results
         life = self.workers[session.worker].life
         if life is not None and life.opened_by == session.id:
             life.started_ms = max(life.started_ms, session.connected_ms)
 
     def _count(self, worker: Worker, session: Session, batch: Batch, key: str, now_ms: int) -> None:
         at_ms = batch.at if batch.at <= now_ms + MAX_AHEAD_MS else now_ms
-        stats = self._series(worker, batch.pipeline)
+        stats = self._series(worker, session, batch.pipeline)
         failed = set(batch.failed)
         durations = batch.duration_us
         details = {i: mended(detail) for i, detail in batch.details.items()}
@@ -218,7 +220,10 @@ class Collector:
         if not durations:
             return
         stats.add_runs(durations, len(failed), at_ms)
-        self.counted += len(durations)
+        for detail in details.values():
+            if detail.wait_us is not None:
+                stats.add_wait(detail.wait_us)
+        self._counted(session, len(durations))
         self.last_day.add(
             Tally(len(durations), len(failed), len(durations), sum(durations)), at_ms, now_ms
         )
@@ -239,7 +244,7 @@ class Collector:
                 verdict = Verdict.RUN if detail.final else Verdict.ATTEMPT
             else:
                 session.running.pop((pipeline, detail.id), None)
-                verdict = self._ended_runs.judge(
+                verdict = self.ended_runs.judge(
                     pipeline, detail.id, detail.attempt, detail.final, now_ms
                 )
             match verdict:
@@ -250,45 +255,52 @@ class Collector:
                     continue
                 case Verdict.ATTEMPT:
                     stats.add_unfinished_attempt()
-                    self.counted += 1
+                    self._counted(session, 1)
                 case Verdict.REPEATED:
-                    self.repeated += 1
+                    for ledger in (self.ledger, session.ledger):
+                        ledger.repeated += 1
                 case Verdict.LATE:
-                    self.late += 1
+                    for ledger in (self.ledger, session.ledger):
+                        ledger.late += 1
             passed_over.add(i)
         return passed_over
+
+    def _counted(self, session: Session, results: int) -> None:
+        self.ledger.counted += results
+        session.ledger.counted += results
 
     def _run_begins(self, session: Session, start: Start) -> None:
         if len(session.running) >= MAX_RUNNING:
             self.faults["running"] += 1
             return
-        if self._ended_runs.start(start.pipeline, start.id):
-            self._series(self.workers[session.worker], start.pipeline).retries += 1
+        if self.ended_runs.start(start.pipeline, start.id):
+            self._series(self.workers[session.worker], session, start.pipeline).retries += 1
         session.running[start.pipeline, start.id] = InFlight(
             start.id, start.pipeline, start.started_at
         )
 
     # ------------------------------------------------------------ endings
 
-    def _end(self, session: Session, reason: str, why: str, now_ms: int) -> None:
+    def _end(self, session: Session, reason: str, why: str, now_ms: int, *, lost: bool) -> None:
         worker = self.workers[session.worker]
         for run in session.running.values():
-            self._lose_run(worker, run, why, now_ms)
+            self._lose_run(worker, session, run, why, now_ms)
         session.running = {}
-        session.suspect_since_ms = None
         session.last_seen_ms = worker.last_seen_ms = now_ms
         # What is kept for a return is its number and its totals.
         session.hello = replace(session.hello, running=[], queues=[])
         session.queues = None
         del self.sessions[session.id]
-        worker.close(session, reason, now_ms)
-        self._ended_sessions[session.id] = session
-        if len(self._ended_sessions) > KEPT_SESSIONS:
-            self._ended_sessions.popitem(last=False)
+        worker.close(session, reason, now_ms, lost=lost)
+        self.ended_sessions[session.id] = session
+        if len(self.ended_sessions) > KEPT_SESSIONS:
+            self.ended_sessions.popitem(last=False)
 
-    def _lose_run(self, worker: Worker, run: InFlight, why: str, now_ms: int) -> None:
-        self._ended_runs.lose(run.pipeline, run.id, now_ms)
-        self._series(worker, run.pipeline).add_lost(now_ms)
+    def _lose_run(
+        self, worker: Worker, session: Session, run: InFlight, why: str, now_ms: int
+    ) -> None:
+        self.ended_runs.lose(run.pipeline, run.id, now_ms)
+        self._series(worker, session, run.pipeline).add_lost(now_ms)
         self.last_day.add(Tally(runs=1, failed=1), now_ms, now_ms)
         detail = Detail(id=run.id, error=Error(type=WORKER_LOST, message=why))
         worker.recent.add(
@@ -304,25 +316,25 @@ class Collector:
         worker.last_seen_ms = now_ms
         return worker
 
-    def _series(self, worker: Worker, pipeline: str) -> Stats:
-        assert worker.life is not None, "an open session has a life"
-        series = worker.life.series
+    def _series(self, worker: Worker, session: Session, pipeline: str) -> Stats:
+        series = worker.series_of(session)
         stats = series.get(pipeline)
         if stats is None:
             if self.series_count() >= MAX_SERIES:
                 self.faults["series"] += 1
                 pipeline = FOLDED
             stats = series.setdefault(pipeline, Stats())
-            self.pipelines_seen[pipeline] = None
-            while len(self.pipelines_seen) > 10 * MAX_SERIES:
+            self.pipelines_seen[worker.name, pipeline] = None
+            while len(self.pipelines_seen) > KEPT_PIPELINES:
                 self.pipelines_seen.popitem(last=False)
         return stats
 
     def series_count(self) -> int:
         return sum(len(worker.life.series) for worker in self.workers.values() if worker.life)
 
-    def _forget(self, now_ms: int) -> None:
-        ended = self._ended_sessions
+    def forget(self, now_ms: int) -> None:
+        """Let go of what ended long ago; to be called now and then."""
+        ended = self.ended_sessions
         while ended and next(iter(ended.values())).last_seen_ms <= now_ms - KEPT_SESSION_MS:
             ended.popitem(last=False)
         gone = [worker for worker in self.workers.values() if worker.life is None]
@@ -341,6 +353,14 @@ class Collector:
         if name is None:
             return self.workers.values()
         return filter(None, [self.workers.get(name)])
+
+    def has_seen(self, worker: Worker, pipeline: str) -> bool:
+        """Whether this worker has run the pipeline, in this life or an earlier one."""
+        alive = worker.life is not None and pipeline in worker.life.series
+        return alive or (worker.name, pipeline) in self.pipelines_seen
+
+    def workers_connected(self) -> int:
+        return sum(worker.life is not None for worker in self.workers.values())
 
     def running(self) -> Iterator[tuple[Session, InFlight]]:
         """Every run that is in flight, with its session."""

@@ -3,8 +3,9 @@ What becomes of a result that carries a run id: a run, an attempt, or nothing ne
 
 A framework redelivers, a worker resends, a run that was given up comes back.
 The (id, attempt) pairs that ended are remembered for an hour and at most
-100,000 of them, so that none of it is counted twice. Ids are apart by pipeline:
-two programs that both number their jobs from one do not meet.
+100,000 of them, so that none of it is counted twice. Ids leave whole, the oldest
+first; one that alone has more attempts loses the older half. Ids are apart by
+pipeline: two programs that both number their jobs from one do not meet.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 KEPT_IDS = 100_000
+KEPT_PAIRS = 100_000  # of all ids together; one id may have a million attempts
 KEPT_MS = 3_600_000
 
 
@@ -26,9 +28,11 @@ class Verdict(Enum):
 
 
 @dataclass(slots=True)
-class _Ending:
+class Ending:
+    """What is remembered of one run id."""
+
     at_ms: int
-    attempts: set[int] = field(default_factory=set)
+    attempts: dict[int, None] = field(default_factory=dict)  # a set that knows its order
     final: int = 0  # the highest attempt that ended the run; 0 while it goes on
     lost: int = 0  # the attempt that ended with its worker; 0 where none did
 
@@ -37,7 +41,13 @@ class EndedRuns:
     """The memory of ended runs."""
 
     def __init__(self) -> None:
-        self._endings: OrderedDict[tuple[str, str], _Ending] = OrderedDict()
+        self.endings: OrderedDict[tuple[str, str], Ending] = OrderedDict()
+        self._pairs = 0
+
+    def restore(self, pipeline: str, id: str, ending: Ending) -> None:
+        """Remember again what was remembered, oldest first."""
+        self.endings[pipeline, id] = ending
+        self._pairs += len(ending.attempts)
 
     def judge(self, pipeline: str, id: str, attempt: int, final: bool, now_ms: int) -> Verdict:
         """What this result is, remembering it."""
@@ -46,7 +56,7 @@ class EndedRuns:
             return Verdict.REPEATED
         if attempt <= ending.lost:
             return Verdict.LATE
-        ending.attempts.add(attempt)
+        self._add(ending, attempt)
         if not final:
             return Verdict.ATTEMPT
         ended_before = max(ending.final, ending.lost)
@@ -57,10 +67,11 @@ class EndedRuns:
 
     def start(self, pipeline: str, id: str) -> bool:
         """A run begins; True when a run of this id had ended before, so that this is a retry."""
-        ending = self._endings.get((pipeline, id))
+        ending = self.endings.get((pipeline, id))
         if ending is None or not (ending.final or ending.lost):
             return False
-        del self._endings[pipeline, id]
+        del self.endings[pipeline, id]
+        self._pairs -= len(ending.attempts)
         return True
 
     def lose(self, pipeline: str, id: str, now_ms: int) -> None:
@@ -70,25 +81,40 @@ class EndedRuns:
         ending.lost = max(ending.attempts, default=0) + 1
 
     def is_lost(self, pipeline: str, id: str) -> bool:
-        ending = self._endings.get((pipeline, id))
+        ending = self.endings.get((pipeline, id))
         return ending is not None and ending.lost > 0
 
-    def _remember(self, pipeline: str, id: str, now_ms: int) -> _Ending:
+    def _remember(self, pipeline: str, id: str, now_ms: int) -> Ending:
         key = (pipeline, id)
-        ending = self._endings.get(key)
+        ending = self.endings.get(key)
         if ending is None:
-            ending = self._endings[key] = _Ending(now_ms)
+            ending = self.endings[key] = Ending(now_ms)
             self._forget(now_ms)
         else:
             ending.at_ms = now_ms
-            self._endings.move_to_end(key)
+            self.endings.move_to_end(key)
         return ending
 
+    def _add(self, ending: Ending, attempt: int) -> None:
+        """Remember the pair; `ending` is the newest."""
+        ending.attempts[attempt] = None
+        self._pairs += 1
+        while self._pairs > KEPT_PAIRS and len(self.endings) > 1:
+            self._forget_oldest()
+        if self._pairs > KEPT_PAIRS:
+            # Half at once: a dict that loses its first one by one is slower each time.
+            ending.attempts = dict.fromkeys([*ending.attempts][KEPT_PAIRS // 2 :])
+            self._pairs = len(ending.attempts)
+
     def _forget(self, now_ms: int) -> None:
-        while len(self._endings) > KEPT_IDS:
-            self._endings.popitem(last=False)
-        while self._endings:
-            oldest = next(iter(self._endings))
-            if self._endings[oldest].at_ms > now_ms - KEPT_MS:
+        while len(self.endings) > KEPT_IDS:
+            self._forget_oldest()
+        while self.endings:
+            oldest = next(iter(self.endings.values()))
+            if oldest.at_ms > now_ms - KEPT_MS:
                 return
-            del self._endings[oldest]
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _key, ending = self.endings.popitem(last=False)
+        self._pairs -= len(ending.attempts)

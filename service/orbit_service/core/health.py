@@ -3,7 +3,7 @@ One word and one sentence about the state of things.
 
 Error: half of the last hour's runs failed, or a worker was lost and none of its
 name has come since. Warning: a tenth failed, a run is stuck, a worker is
-silent. Everything else is healthy, idleness included, and says so.
+silent, the state cannot be written. Everything else is healthy, idleness included, and says so.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ ERROR_PERCENT = 50
 MAX_STUCK = 100
 
 
-def health(collector: Collector, stuck_after_ms: int, now_ms: int) -> Health:
+def health(
+    collector: Collector, stuck_after_ms: int, now_ms: int, *, storage_trouble: str | None = None
+) -> Health:
     stuck = _stuck_runs(collector, stuck_after_ms, now_ms)
     findings = [
         *_failures(collector, now_ms),
         *_lost_workers(collector),
         *_silent_workers(collector, now_ms),
     ]
+    if storage_trouble is not None:
+        findings.append(
+            ("warning", f"the state cannot be written ({storage_trouble}); runs count in memory")
+        )
     if stuck:
         minutes = stuck_after_ms / 60_000
         findings.append(("warning", f"{len(stuck)} in flight for more than {minutes:g} min"))
@@ -67,7 +73,7 @@ def _failures(collector: Collector, now_ms: int) -> Iterator[Finding]:
 
 def _lost_workers(collector: Collector) -> Iterator[Finding]:
     for worker in collector.workers.values():
-        if worker.life is None and worker.last_life and worker.last_life.reason == "lost":
+        if worker.life is None and worker.last_life and worker.last_life.lost:
             yield "error", f"worker {worker.name} was lost and has not come back"
 
 
@@ -93,7 +99,7 @@ def _stuck_runs(collector: Collector, stuck_after_ms: int, now_ms: int) -> list[
 
 
 def _calm(collector: Collector, now_ms: int) -> str:
-    connected = sum(worker.life is not None for worker in collector.workers.values())
+    connected = collector.workers_connected()
     if not collector.workers:
         return "no worker has connected yet"
     if not connected:

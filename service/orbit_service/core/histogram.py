@@ -11,6 +11,7 @@ two of a second are exact edges.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from math import ceil, log2
 
 SCALE = 5
@@ -26,14 +27,12 @@ def bucket_of(duration_us: int) -> int:
     return ceil(log2(duration_us / MICROSECONDS) * PER_DOUBLING) - 1
 
 
+@dataclass(slots=True)
 class Histogram:
     """Counts by bucket. Durations are whole microseconds, zero or more."""
 
-    __slots__ = ("buckets", "zeroes")
-
-    def __init__(self) -> None:
-        self.zeroes = 0
-        self.buckets: dict[int, int] = {}
+    zeroes: int = 0
+    buckets: dict[int, int] = field(default_factory=dict)
 
     def add(self, durations_us: Iterable[int]) -> None:
         buckets = self.buckets

@@ -8,7 +8,7 @@ batch, not a run. Totals never depend on this; it forgets by design.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orbit_rpc_schema.messages import Detail
@@ -88,22 +88,24 @@ class Column:
 class RecentRuns:
     """At most a thousand runs of the last hour, or a million characters of errors; newest kept."""
 
-    def __init__(self) -> None:
-        self._columns: deque[Column] = deque()
+    def __init__(self, columns: Iterable[Column] = ()) -> None:
+        self.columns: deque[Column] = deque()
         self._count = 0
         self._text = 0
+        for column in columns:
+            self.add(column)
 
     def add(self, column: Column) -> None:
         column = column.newest(KEPT_RUNS)
-        self._columns.append(column)
+        self.columns.append(column)
         self._count += len(column.durations_us)
         self._text += column.text
         # Whole columns leave, so up to one column more than the bound stays.
         while (
-            self._count - len(self._columns[0].durations_us) >= KEPT_RUNS
-            or self._text - self._columns[0].text >= KEPT_TEXT
+            self._count - len(self.columns[0].durations_us) >= KEPT_RUNS
+            or self._text - self.columns[0].text >= KEPT_TEXT
         ):
-            oldest = self._columns.popleft()
+            oldest = self.columns.popleft()
             self._count -= len(oldest.durations_us)
             self._text -= oldest.text
 
@@ -111,7 +113,7 @@ class RecentRuns:
         """The runs of the last hour, newest first."""
         left = KEPT_RUNS
         # Of columns with the same time the one that came last is the newest.
-        for column in sorted(self._columns, key=lambda column: column.at_ms)[::-1]:
+        for column in sorted(self.columns, key=lambda column: column.at_ms)[::-1]:
             if column.at_ms <= now_ms - KEPT_MS:
                 return
             for run in column.newest(left).runs():

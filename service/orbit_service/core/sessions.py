@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from orbit_rpc_schema.messages import Connect
 from orbit_rpc_schema.wire import MAX_LINE
+from orbit_service.core.ledger import Ledger
 from orbit_service.core.recent import RecentRuns
 from orbit_service.core.stats import Stats, merged
 
@@ -36,13 +37,16 @@ class Session:
     last_seen_ms: int
     connected_ms: int = 0  # when this service first saw it
     acked: int = 0
+    written: int = 0  # the highest number that was handed to the journal
+    durable: int = 0  # the highest that is on the disk, which is what the worker is told
+    life: int = 0  # the number of the worker's life to which it belongs
+    # The totals of its last message, and what became of the results in them.
     recorded: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     running: dict[tuple[str, str], InFlight] = field(default_factory=dict)
     queues: dict[str, int] | None = None
     last_report_ms: int | None = None
-    # Its connection ended without goodbye; it may come back until SUSPECT_MS later.
-    suspect_since_ms: int | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def id(self) -> str:
@@ -62,6 +66,7 @@ class Session:
 class Life:
     """The time in which a worker has at least one open session."""
 
+    number: int
     started_ms: int
     opened_by: str  # the session that began it
     series: dict[str, Stats] = field(default_factory=dict)
@@ -78,7 +83,8 @@ class EndedLife:
 
     worker: str
     ended_ms: int
-    reason: str
+    reason: str  # the worker's own words, or ours
+    lost: bool  # killed or vanished, whatever the words
     total_runs: int
     failed: int
 
@@ -94,29 +100,37 @@ class Worker:
     last_life: EndedLife | None = None
     recent: RecentRuns = field(default_factory=RecentRuns)
 
-    def open(self, session: Session, started_ms: int) -> None:
-        """A session joins; the first one begins a life."""
+    def open(self, session: Session, started_ms: int, next_life: int) -> bool:
+        """A session joins; True when it is the first one and begins a life of this number."""
         self.sessions[session.id] = session
+        begins = self.life is None
         if self.life is None:
-            self.life = Life(started_ms, session.id)
+            self.life = Life(next_life, started_ms, session.id)
+        session.life = self.life.number
+        return begins
 
-    def close(self, session: Session, reason: str, now_ms: int) -> None:
+    def series_of(self, session: Session) -> dict[str, Stats]:
+        """The series of the session's life; of one that is over, none are kept."""
+        return self.life.series if self.life and self.life.number == session.life else {}
+
+    def close(self, session: Session, reason: str, now_ms: int, *, lost: bool) -> None:
         """A session leaves; with the last one the life is over."""
-        del self.sessions[session.id]
-        if not self.sessions:
-            self.end_life(reason, now_ms)
+        if self.sessions.pop(session.id, None) and not self.sessions:
+            self.end_life(reason, now_ms, lost=lost)
 
-    def end_life(self, reason: str, now_ms: int) -> None:
+    def end_life(self, reason: str, now_ms: int, *, lost: bool) -> None:
         if self.life is None:
             return
         totals = self.life.totals()
-        self.last_life = EndedLife(self.name, now_ms, reason, totals.runs, totals.failed)
+        self.last_life = EndedLife(self.name, now_ms, reason, lost, totals.runs, totals.failed)
         self.life = None
 
-    def reset(self, now_ms: int) -> None:
+    def reset(self, now_ms: int, next_life: int) -> None:
         """This life ends and another begins; the sessions go on."""
-        self.end_life("reset", now_ms)
-        self.life = Life(now_ms, "")
+        self.end_life("reset", now_ms, lost=False)
+        self.life = Life(next_life, now_ms, "")
+        for session in self.sessions.values():
+            session.life = next_life
 
 
 def newest_ending(workers: Iterable[Worker]) -> EndedLife | None:

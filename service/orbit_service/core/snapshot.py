@@ -7,8 +7,10 @@ Each function takes the collector and a moment, and changes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from heapq import merge
-from itertools import islice
+from dataclasses import asdict
+from heapq import merge, nlargest
+from itertools import chain, islice
+from typing import Any
 
 from orbit_rpc_schema.procedures import (
     DerivedMetrics,
@@ -16,18 +18,23 @@ from orbit_rpc_schema.procedures import (
     Execution,
     Intake,
     LastLife,
+    LedgerParams,
+    LedgerView,
     Metrics,
     PipelineRef,
     RawMetrics,
     RecentRunsParams,
     RunView,
     Selection,
+    ServiceLedger,
+    SessionLedger,
     Snapshot,
     Stats,
     StepView,
     WorkerView,
 )
 from orbit_service.core.collector import Collector
+from orbit_service.core.ledger import Ledger
 from orbit_service.core.recent import Run
 from orbit_service.core.sessions import EndedLife, InFlight, Session, Worker, newest_ending
 from orbit_service.core.stats import (
@@ -65,8 +72,10 @@ def metrics(collector: Collector, selection: Selection, now_ms: int) -> Metrics:
         last_run_time=totals.last_run_ms,
         timestamp=now_ms,
         connected=bool(lives),
-        known=bool(workers)
-        and (selection.pipeline is None or selection.pipeline in collector.pipelines_seen),
+        known=any(
+            selection.pipeline is None or collector.has_seen(worker, selection.pipeline)
+            for worker in workers
+        ),
         workers_connected=len(lives),
         p50=totals.quantile_ms(0.50),
         p95=totals.quantile_ms(0.95),
@@ -172,14 +181,32 @@ def worker_list(collector: Collector) -> list[WorkerView]:
 
 
 def intake(collector: Collector) -> Intake:
-    return Intake(
-        counted=collector.counted,
-        repeated=collector.repeated,
-        late=collector.late,
-        refused=dict(collector.refused),
-        dropped=dict(collector.dropped),
-        faults=dict(collector.faults),
+    return Intake(**_books(collector.ledger), faults=dict(collector.faults))
+
+
+def ledger(collector: Collector, params: LedgerParams) -> ServiceLedger:
+    """service.ledger: of every session that is remembered, the newest first."""
+    remembered = chain(collector.ended_sessions.values(), collector.sessions.values())
+    wanted = [session for session in remembered if params.worker in (None, session.worker)]
+    newest = nlargest(params.limit, wanted, key=lambda session: session.last_seen_ms)
+    return ServiceLedger(
+        total=LedgerView(**_books(collector.ledger)),
+        balanced=all(session.ledger.waiting >= 0 for session in wanted),
+        sessions=[
+            SessionLedger(
+                **_books(session.ledger),
+                session=session.id,
+                worker=session.worker,
+                connected=session.id in collector.sessions,
+                last_seen=session.last_seen_ms,
+            )
+            for session in newest
+        ],
     )
+
+
+def _books(ledger: Ledger) -> dict[str, Any]:
+    return {**asdict(ledger), "waiting": ledger.waiting}
 
 
 def _worker_view(worker: Worker) -> WorkerView:
@@ -197,6 +224,12 @@ def _worker_view(worker: Worker) -> WorkerView:
         failed=totals.failed,
         retries=totals.retries,
         in_flight=sum(len(session.running) for session in sessions),
+        oldest_in_flight=min(
+            (run.started_ms for session in sessions for run in session.running.values()),
+            default=None,
+        ),
+        avg_wait_time=totals.average_wait_ms,
+        max_wait_time=totals.max_wait_ms,
         slots=sum(slots) if slots else None,
         hosts=sorted({session.hello.host for session in sessions}),
         versions=sorted({s.hello.version for s in sessions if s.hello.version}),

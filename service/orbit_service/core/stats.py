@@ -2,47 +2,41 @@
 The aggregate of one series, and the arithmetic of every number that is answered.
 
 Sums are whole microseconds and whole counts, so that they come out the same in
-any order. Rounding happens once, at the answer, half up, in integers.
+any order; one that no longer fits 63 bits stays at the most that can be stored.
+Rounding happens once, at the answer, half up, in integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.core.histogram import Histogram
 
 
+@dataclass(slots=True)
 class Stats:
     """Runs that have ended. A value: it adds and merges, and knows nothing else.
 
     `runs` counts every run, `timed` those that have a duration: a run whose
-    worker was lost has none. `attempts` counts retries' attempts too.
+    worker was lost has none. `attempts` counts retries' attempts too. `waited`
+    counts the runs that tell how long they waited for their worker.
     """
 
-    __slots__ = (
-        "attempts",
-        "failed",
-        "histogram",
-        "last_run_ms",
-        "max_us",
-        "min_us",
-        "retries",
-        "runs",
-        "timed",
-        "total_us",
-    )
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.failed = 0
-        self.attempts = 0
-        self.retries = 0
-        self.timed = 0
-        self.total_us = 0
-        self.min_us = 0
-        self.max_us = 0
-        self.last_run_ms: int | None = None
-        self.histogram = Histogram()
+    runs: int = 0
+    failed: int = 0
+    attempts: int = 0
+    retries: int = 0
+    timed: int = 0
+    total_us: int = 0
+    min_us: int = 0
+    max_us: int = 0
+    waited: int = 0
+    total_wait_us: int = 0
+    max_wait_us: int = 0
+    last_run_ms: int | None = None
+    histogram: Histogram = field(default_factory=Histogram)
 
     def add_runs(self, durations_us: Sequence[int], failed: int, at_ms: int) -> None:
         """Count a column of runs that finished at `at_ms`, `failed` of them without success."""
@@ -54,7 +48,7 @@ class Stats:
         self.runs += len(durations_us)
         self.attempts += len(durations_us)
         self.timed += len(durations_us)
-        self.total_us += sum(durations_us)
+        self.total_us = min(self.total_us + sum(durations_us), MAX_INT)
         self.failed += failed
         self.histogram.add(durations_us)
         self._seen(at_ms)
@@ -71,6 +65,12 @@ class Stats:
         self.attempts += 1
         self.retries += 1
 
+    def add_wait(self, wait_us: int) -> None:
+        """Count how long one of the runs had waited before it began."""
+        self.waited += 1
+        self.total_wait_us = min(self.total_wait_us + wait_us, MAX_INT)
+        self.max_wait_us = max(self.max_wait_us, wait_us)
+
     def merge(self, other: Stats) -> None:
         """Add the other's runs to these."""
         if other.timed:
@@ -82,6 +82,9 @@ class Stats:
         self.retries += other.retries
         self.timed += other.timed
         self.total_us += other.total_us
+        self.waited += other.waited
+        self.total_wait_us += other.total_wait_us
+        self.max_wait_us = max(self.max_wait_us, other.max_wait_us)
         self.histogram.merge(other.histogram)
         if other.last_run_ms is not None:
             self._seen(other.last_run_ms)
@@ -97,6 +100,14 @@ class Stats:
     @property
     def average_ms(self) -> int:
         return rounded(self.total_us, self.timed * 1000)
+
+    @property
+    def average_wait_ms(self) -> int:
+        return rounded(self.total_wait_us, self.waited * 1000)
+
+    @property
+    def max_wait_ms(self) -> int:
+        return rounded(self.max_wait_us, 1000)
 
     @property
     def min_ms(self) -> int:

@@ -8,6 +8,7 @@ because what was in them will be sent again.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +39,18 @@ from orbit_rpc_schema.messages import (
 )
 from orbit_rpc_schema.wire import MAX_INT, PROTOCOL, as_name, as_text
 from orbit_service.core.checks import Refused
-from orbit_service.core.collector import Collector
 from orbit_service.core.sessions import Session
 from orbit_service.rpc.handlers import Clock
 from orbit_service.rpc.incidents import incident
+from orbit_service.state.events import Uncounted
+from orbit_service.state.intake import Intake
+
+# A session whose connection ended without goodbye may come back for this long, ...
+SUSPECT_SECONDS = 2.0
+# ... and after a start of the service for this long.
+RETURN_SECONDS = 30.0
+# Between two looks no more than this has passed, or the service itself was stopped.
+LOOK_SECONDS = 1.0
 
 _DECODERS = {name: msgspec.json.Decoder(row.params) for name, row in WRITING.items()}
 
@@ -55,17 +64,29 @@ class Numbers(Struct):
 
 
 class Workers:
-    """Which connection speaks for which session."""
+    """Which connection speaks for which session, and which session has none.
 
-    def __init__(self, collector: Collector, clock: Clock) -> None:
-        self.collector = collector
+    Deadlines go by a clock that nobody sets, so that a step of the wall clock
+    loses no worker.
+    """
+
+    def __init__(
+        self, intake: Intake, clock: Clock, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.intake = intake
+        self.collector = intake.collector
         self.clock = clock
+        self._monotonic = monotonic
         self._speakers: dict[str, Peer] = {}
+        self._suspects: dict[str, float] = {}  # until when a session may come back
+        self._looked_at = monotonic()
+        intake.on_durable = self._durable
 
     def claim(self, peer: Peer, session: str) -> None:
         """Make `peer` the one that speaks for the session."""
         older = self._speakers.get(session)
         self._speakers[session] = peer
+        self._suspects.pop(session, None)
         if older is not None:
             older.replace()
 
@@ -73,22 +94,67 @@ class Workers:
         if self._speakers.get(session) is peer:
             del self._speakers[session]
 
+    def suspect(self, session: str, seconds: float = SUSPECT_SECONDS) -> None:
+        """The session has no connection; it may come back."""
+        self._suspects[session] = self._monotonic() + seconds
+
+    def await_return(self) -> None:
+        """The service has started: whoever was connected before may come back."""
+        for session in self.collector.sessions.keys() - self._speakers.keys():
+            self.suspect(session, RETURN_SECONDS)
+
+    def lose(self, session_id: str, why: str) -> None:
+        """Give a suspect session up; one that came back is none."""
+        if self._suspects.pop(session_id, None) is None:
+            return
+        session = self.collector.sessions.get(session_id)
+        if session is not None:
+            self.intake.lose(session, self.clock())
+            logger.warning("worker {} lost: {}, session {}", session.worker, why, session.id)
+
     def expire(self) -> None:
-        """Give up sessions that have been away too long."""
-        for session in self.collector.expire(self.clock()):
-            logger.warning("worker {} lost: session {} did not come back", *_who(session))
+        """Give up sessions that have been away too long; to be called several times a second."""
+        now = self._monotonic()
+        passed, self._looked_at = now - self._looked_at, now
+        if passed > LOOK_SECONDS:
+            # We were stopped, or busy: nobody could have come back in that time.
+            self._suspects = {id: at + passed for id, at in self._suspects.items()}
+        for session in [id for id, until in self._suspects.items() if until <= now]:
+            self.lose(session, "it did not come back")
+        self.collector.forget(self.clock())
+        self.intake.checkpoint_when_due()
+
+    def _durable(self, session: str) -> None:
+        speaker = self._speakers.get(session)
+        if speaker is not None:
+            speaker.on_durable()
 
 
 class Peer:
-    """One connection to the worker socket. `on_replaced` closes it at once."""
+    """One connection to the worker socket.
 
-    def __init__(self, workers: Workers, pid: int | None, on_replaced: Callable[[], None]) -> None:
-        self.session: Session | None = None
+    `on_replaced` closes it at once; `on_durable` is called when more of what it
+    sent is on the disk.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        pid: int | None,
+        on_replaced: Callable[[], None],
+        on_durable: Callable[[], None] = lambda: None,
+    ) -> None:
         self.pid = pid
+        self.on_durable = on_durable
         self._workers = workers
         self._on_replaced = on_replaced
-        self._suspect: Session | None = None
+        self._session_id = ""  # for which it speaks
+        self._left_id = ""  # for which it spoke until the connection ended
         self._refusals_level = "WARNING"
+
+    @property
+    def session(self) -> Session | None:
+        return self._workers.collector.sessions.get(self._session_id)
 
     # ------------------------------------------------------------ messages
 
@@ -103,7 +169,7 @@ class Peer:
             self._take_number(params, "invalid")
             raise InvalidParams(problems=[str(invalid)]) from None
         try:
-            result = self._do(method, message)
+            result = self._do(method, message, params)
         except Refused as refused:
             self._log_refusal(method, refused.problem)
             raise InvalidParams(problems=[refused.problem]) from None
@@ -114,25 +180,28 @@ class Peer:
             raise incident(method, error) from None
         return msgspec.to_builtins(result)
 
-    def _do(self, method: str, message: Message) -> Struct:
+    def _do(self, method: str, message: Message, params: Raw | dict[str, Any]) -> Struct:
         if isinstance(message, Connect):
             return self._connect(message)
-        if self.session is None:
+        session = self.session
+        if session is None:
             self._workers.collector.faults["not connected"] += 1
             raise NotConnected(method=method)
-        collector, now = self._workers.collector, self._workers.clock()
+        intake, now = self._workers.intake, self._workers.clock()
         match message:
             case Record():
-                collector.record(self.session, message, now)
+                # A text that had to be mended is in the message alone.
+                source = params if isinstance(params, Raw) else msgspec.json.encode(message)
+                intake.record(session, message, bytes(source), now)
             case Heartbeat():
-                collector.heartbeat(self.session, message, now)
+                intake.heartbeat(session, message, now)
             case Reset():
-                collector.reset(self.session, now)
-                logger.info("worker {} was reset", self.session.worker)
+                intake.reset(session, now)
+                logger.info("worker {} was reset", session.worker)
             case Disconnect():
-                self._goodbye(self.session, message)
+                self._goodbye(session, message)
             case Controlled():
-                logger.info("worker {} answered {}: {}", self.session.worker, *_fields(message))
+                logger.info("worker {} answered {}: {}", session.worker, *_fields(message))
         return Done()
 
     def _connect(self, hello: Connect) -> Connected:
@@ -140,23 +209,26 @@ class Peer:
             raise UnsupportedProtocol(asked=hello.protocol, supported=PROTOCOL)
         if self.session is not None:
             raise AlreadyConnected()
-        answer = self._workers.collector.connect(hello, self._workers.clock())
-        self.session = self._workers.collector.sessions[hello.session]
+        answer = self._workers.intake.connect(hello, self._workers.clock())
+        self._session_id = hello.session
         self._workers.claim(self, hello.session)
-        known = "again" if answer.known else "for the first time"
-        logger.info("worker {} connected {}, session {}", hello.worker, known, hello.session)
+        how = "again" if answer.known else "for the first time"
+        if hello.resume:
+            how = "by a successor, which sends what it left"
+        logger.info("worker {} connected {}, session {}", hello.worker, how, hello.session)
         return answer
 
     def _goodbye(self, session: Session, message: Disconnect) -> None:
         self._workers.release(self, session.id)
         reason = as_name(message.reason)
-        self._workers.collector.disconnect(session, reason, self._workers.clock())
-        self.session = None
+        self._workers.intake.disconnect(session, reason, self._workers.clock())
+        self._session_id = ""
         logger.info("worker {} left: {}, session {}", session.worker, reason, session.id)
 
     def _take_number(self, params: Raw | dict[str, Any], reason: str) -> None:
         """A message that cannot be counted consumes its number, so that it is not sent for ever."""
-        if self.session is None:
+        session = self.session
+        if session is None:
             return
         try:
             numbers = _numbers(params)
@@ -167,15 +239,13 @@ class Peer:
             dropped = msgspec.convert(numbers.dropped, ByReason)
         except msgspec.ValidationError:
             dropped = {}
-        self._workers.collector.refuse(
-            self.session,
-            numbers.seq,
-            recorded if type(recorded) is int and 0 <= recorded <= MAX_INT else 0,
-            dropped,
-            runs=None,
-            now_ms=self._workers.clock(),
+        uncounted = Uncounted(
+            seq=numbers.seq,
+            recorded=recorded if type(recorded) is int and 0 <= recorded <= MAX_INT else 0,
+            dropped=dropped,
             reason=reason,
         )
+        self._workers.intake.refuse(session, uncounted, self._workers.clock())
 
     def _log_refusal(self, method: str, problem: str) -> None:
         # One line a connection; how many there were, service.info counts.
@@ -187,26 +257,24 @@ class Peer:
 
     def replace(self) -> None:
         """Another connection speaks for the session now."""
-        self.session = None
+        self._session_id = ""
         self._on_replaced()
 
     def vanished(self, process_gone: bool) -> None:
         """The connection ended without goodbye."""
-        session, self.session = self.session, None
+        session, self._session_id = self.session, ""
         if session is None:
             return
         self._workers.release(self, session.id)
-        self._suspect = session
-        self._workers.collector.suspect(session, self._workers.clock())
+        self._left_id = session.id
+        self._workers.suspect(session.id)
         if process_gone:
             self.process_gone()
 
     def process_gone(self) -> None:
         """The process behind the vanished connection has ended: it will not come back."""
-        session, self._suspect = self._suspect, None
-        if session is not None and session.suspect_since_ms is not None:
-            self._workers.collector.lose(session, self._workers.clock())
-            logger.warning("worker {} lost: its process is gone, session {}", *_who(session))
+        self._workers.lose(self._left_id, "its process is gone")
+        self._left_id = ""
 
 
 def _decode(method: str, params: Raw | dict[str, Any]) -> Message:
@@ -232,10 +300,6 @@ def _scrubbed(value: Any) -> Any:
             return {_scrubbed(key): _scrubbed(part) for key, part in value.items()}
         case _:
             return value
-
-
-def _who(session: Session) -> tuple[str, str]:
-    return session.worker, session.id
 
 
 def _fields(message: Controlled) -> tuple[str, str]:

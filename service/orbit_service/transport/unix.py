@@ -23,9 +23,8 @@ from orbit_rpc_schema.errors import LineTooLong as LineTooLongError
 from orbit_rpc_schema.errors import NotAdmitted, OrbitError, TooManyConnections
 from orbit_rpc_schema.messages import WRITING
 from orbit_rpc_schema.wire import MAX_LINE, LineDecoder, LineTooLong, encode, notification
-from orbit_service.core.collector import SUSPECT_MS
 from orbit_service.rpc.dispatch import Dispatcher
-from orbit_service.rpc.workers import Peer, Workers
+from orbit_service.rpc.workers import SUSPECT_SECONDS, Peer, Workers
 from orbit_service.transport.peers import Admission, has_exited, open_pidfd, peer_of
 
 READ_BYTES = 262_144  # one turn of the loop; more would keep the neighbours waiting
@@ -115,7 +114,9 @@ class Connection:
         self._socket = accepted
         self._loop = asyncio.get_running_loop()
         self._lines = LineDecoder()
-        self._peer = Peer(server.workers, pid, on_replaced=self._close)
+        self._peer = Peer(
+            server.workers, pid, on_replaced=self._close, on_durable=self._acknowledge
+        )
         self._acked_sent = 0
         self._unsent = bytearray()
         self._writable = True  # false once a write has failed for good
@@ -219,14 +220,14 @@ class Connection:
     # ------------------------------------------------------------ writing
 
     def _acknowledge(self) -> None:
-        """Tell how far the session is counted; only the newest number matters."""
+        """Tell how far the session is on the disk; only the newest number matters."""
         session = self._peer.session
-        if session is None or session.acked <= self._acked_sent:
+        if session is None or session.durable <= self._acked_sent:
             return
         # Behind answers that are not read it waits: the next one says more.
         if not self._unsent:
-            self._acked_sent = session.acked
-            self._send(encode(notification("runs.acked", {"seq": session.acked})))
+            self._acked_sent = session.durable
+            self._send(encode(notification("runs.acked", {"seq": session.durable})))
 
     def _send(self, data: bytes) -> None:
         if self._closed or not self._writable:
@@ -323,7 +324,7 @@ class Connection:
             os.close(pidfd)
             timer.cancel()
 
-        timer = self._loop.call_later(SUSPECT_MS / 1000, stop)
+        timer = self._loop.call_later(SUSPECT_SECONDS, stop)
         self._loop.add_reader(pidfd, gone)
 
     def shut(self) -> None:

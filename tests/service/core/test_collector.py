@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from builders import (
@@ -22,7 +24,9 @@ from orbit_rpc_schema.wire import LIMITS, WORKER_LOST
 from orbit_service.core import collector as bounds
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
+from orbit_service.core.ledger import MAX_REASONS
 from orbit_service.core.recent import Run
+from orbit_service.core.sessions import Session
 from orbit_service.core.stats import Stats
 
 DAY = 24 * HOUR
@@ -36,6 +40,11 @@ def totals(collector: Collector, worker: str = "mailer") -> Stats:
 
 def newest_run(collector: Collector) -> Run:
     return next(collector.workers["mailer"].recent.newest(T0))
+
+
+def kept_runs(collector: Collector) -> dict[str, int]:
+    """How many runs of each worker are held, told or not."""
+    return {w.name: len([*w.recent.newest(T0)]) for w in collector.workers.values()}
 
 
 def in_flight(collector: Collector) -> list[str]:
@@ -89,7 +98,7 @@ def test_a_batch_sent_twice_counts_once(collector: Collector) -> None:
     collector.record(session, a_record(1, a_batch(MS, MS)), T0)
     collector.record(session, a_record(1, a_batch(MS, MS)), T0)
 
-    assert (totals(collector).runs, collector.counted) == (2, 2)
+    assert (totals(collector).runs, collector.ledger.counted) == (2, 2)
 
 
 def test_a_gap_in_the_numbers_is_legal(collector: Collector) -> None:
@@ -170,14 +179,83 @@ def test_a_life_begins(collector: Collector, started_at: int, begins: int) -> No
     assert life.started_ms == begins
 
 
+LATER = T0 + 10 * SECOND  # when the first message comes
+
+
+def begins(collector: Collector) -> int:
+    life = collector.workers["mailer"].life
+    assert life is not None
+    return life.started_ms
+
+
+def records(collector: Collector, session: Session, seq: int) -> None:
+    collector.record(session, a_record(seq, a_batch(MS), recorded=seq), LATER)
+
+
+def beats(collector: Collector, session: Session, seq: int) -> None:
+    collector.heartbeat(session, a_heartbeat(seq, recorded=seq), LATER)
+
+
+def is_refused(collector: Collector, session: Session, seq: int) -> None:
+    collector.refuse(session, seq, seq, {}, 1, LATER)
+
+
+@pytest.mark.parametrize("sends", [records, beats, is_refused])
+def test_a_life_whose_first_message_is_not_number_1_begins_when_it_was_first_seen(
+    collector: Collector, sends: Callable[[Collector, Session, int], None]
+) -> None:
+    sends(collector, a_session(collector, started_at=T0 - 10 * DAY), 57)
+
+    assert begins(collector) == T0
+
+
+@pytest.mark.parametrize("sends", [records, beats, is_refused])
+def test_one_that_is_known_from_its_number_1_began_with_its_process(
+    collector: Collector, sends: Callable[[Collector, Session, int], None]
+) -> None:
+    session = a_session(collector, started_at=T0 - HOUR)
+    sends(collector, session, 1)
+    sends(collector, session, 57)
+
+    assert begins(collector) == T0 - HOUR
+
+
+def test_first_seen_is_before_any_reconnect(collector: Collector) -> None:
+    a_session(collector, started_at=T0 - HOUR)
+    records(collector, a_session(collector, started_at=T0 - HOUR, now_ms=T0 + SECOND), 57)
+
+    assert begins(collector) == T0
+
+
+def test_what_another_session_of_the_life_lost_moves_nothing(collector: Collector) -> None:
+    a_session(collector, "opener", started_at=T0 - HOUR)
+    records(collector, a_session(collector, "s2", now_ms=T0 + SECOND), 57)
+
+    assert begins(collector) == T0 - HOUR
+
+
+@pytest.mark.parametrize("first", ["reset", "comes back"])
+def test_a_life_that_began_later_than_its_session_stays_where_it_is(
+    collector: Collector, first: str
+) -> None:
+    session = a_session(collector)
+    if first == "reset":
+        collector.reset(session, T0 + SECOND)
+    else:
+        collector.lose(session, T0)
+        a_session(collector, now_ms=T0 + SECOND)
+    records(collector, session, 57)
+
+    assert begins(collector) == T0 + SECOND
+
+
 def test_a_reconnect_goes_on_with_the_life(collector: Collector) -> None:
     session = a_session(collector)
     collector.record(session, a_record(1, a_batch(MS)), T0)
-    collector.suspect(session, T0)
     a_session(collector, now_ms=T0 + SECOND)
 
     assert totals(collector).runs == 1
-    assert collector.expire(T0 + HOUR) == []
+    assert collector.lives == 1
 
 
 def test_a_session_that_was_given_up_comes_back_to_a_new_life(collector: Collector) -> None:
@@ -203,16 +281,15 @@ def test_a_reset_ends_the_life_and_begins_another(collector: Collector) -> None:
     assert totals(collector).runs == 2
 
 
+def test_workers_are_counted_by_name_while_they_live(collector: Collector) -> None:
+    for session, worker in [("s1", "mailer"), ("s2", "mailer"), ("s3", "crawler"), ("s4", "gone")]:
+        a_session(collector, session, worker=worker)
+    collector.disconnect(collector.sessions["s4"], "done", T0)
+
+    assert collector.workers_connected() == 2
+
+
 # ---------------------------------------------------------------- losses
-
-
-def test_a_connection_that_broke_may_come_back_for_two_seconds(collector: Collector) -> None:
-    session = a_session(collector)
-    collector.suspect(session, T0)
-
-    assert collector.expire(T0 + 2 * SECOND - 1) == []
-    assert collector.expire(T0 + 2 * SECOND) == [session]
-    assert collector.workers["mailer"].life is None
 
 
 def test_runs_of_a_lost_session_fail_without_a_duration(collector: Collector) -> None:
@@ -246,7 +323,7 @@ def test_a_result_after_the_loss_is_late_and_changes_nothing(collector: Collecto
     session = a_session(collector, running=[a_start("r1")])
     collector.record(session, a_record(2, a_result("r1")), T0)
 
-    assert (collector.late, collector.counted, totals(collector).runs) == (1, 0, 0)
+    assert (collector.ledger.late, collector.ledger.counted, totals(collector).runs) == (1, 0, 0)
     assert in_flight(collector) == []
 
 
@@ -256,14 +333,14 @@ def test_a_lost_run_that_another_process_takes_up_is_a_new_run(collector: Collec
     assert in_flight(collector) == ["r1"]
     collector.record(successor, a_record(1, a_result("r1")), T0)
 
-    assert (collector.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
+    assert (collector.ledger.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
 
 
 def test_a_higher_attempt_of_a_lost_run_is_a_new_run(collector: Collector) -> None:
     collector.lose(a_session(collector, running=[a_start("r1")]), T0)
     collector.record(a_session(collector, "s2"), a_record(1, a_result("r1", attempt=2)), T0)
 
-    assert (collector.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
+    assert (collector.ledger.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
 
 
 # ---------------------------------------------------------------- runs and attempts
@@ -291,7 +368,7 @@ def test_an_attempt_that_is_retried_counts_as_an_attempt_not_as_a_run(collector:
 
     stats = totals(collector)
     assert (stats.runs, stats.failed, stats.attempts, stats.retries) == (1, 0, 2, 1)
-    assert (stats.total_us, collector.counted) == (7 * MS, 2)
+    assert (stats.total_us, collector.ledger.counted) == (7 * MS, 2)
 
 
 def test_an_attempt_without_an_id_counts_as_one_too(collector: Collector) -> None:
@@ -305,7 +382,12 @@ def test_the_same_attempt_from_another_session_is_repeated(collector: Collector)
     for name in ("s1", "s2"):
         collector.record(a_session(collector, name), a_record(1, a_result("r1")), T0)
 
-    assert (collector.repeated, collector.counted, totals(collector).runs) == (1, 1, 1)
+    found = (collector.ledger.repeated, collector.ledger.counted, totals(collector).runs)
+    assert found == (1, 1, 1)
+        1,
+        1,
+        1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -355,8 +437,8 @@ def test_a_message_is_refused_whole_and_consumes_its_number(collector: Collector
     with pytest.raises(Refused):
         collector.record(session, a_record(1, a_batch(MS), a_batch(MS, -1)), T0)
 
-    assert collector.refused == {"invalid": 3}
-    assert (session.acked, totals(collector).runs, collector.counted) == (1, 0, 0)
+    assert collector.ledger.refused == {"invalid": 3}
+    assert (session.acked, totals(collector).runs, collector.ledger.counted) == (1, 0, 0)
 
 
 def test_a_refused_message_sent_again_is_refused_once(collector: Collector) -> None:
@@ -365,7 +447,7 @@ def test_a_refused_message_sent_again_is_refused_once(collector: Collector) -> N
         collector.record(session, a_record(1, a_batch(-1)), T0)
     collector.record(session, a_record(1, a_batch(-1)), T0)
 
-    assert collector.refused == {"invalid": 1}
+    assert collector.ledger.refused == {"invalid": 1}
 
 
 def test_what_could_not_be_read_is_counted_by_its_totals(collector: Collector) -> None:
@@ -373,7 +455,7 @@ def test_what_could_not_be_read_is_counted_by_its_totals(collector: Collector) -
     collector.record(session, a_record(1, a_batch(MS), recorded=3, dropped={"full": 2}), T0)
     collector.refuse(session, 2, 10, {"full": 3}, None, T0, "too long")
 
-    assert collector.refused == {"too long": 6}
+    assert collector.ledger.refused == {"too long": 6}
     assert session.acked == 2
 
 
@@ -383,8 +465,8 @@ def test_without_totals_it_changes_none(collector: Collector) -> None:
     collector.refuse(session, 2, 0, {}, None, T0)
     collector.record(session, a_record(3, a_batch(MS), recorded=4, dropped={"full": 2}), T0)
 
-    assert collector.dropped == {"full": 2}
-    assert collector.refused == {"invalid": 0}
+    assert collector.ledger.dropped == {"full": 2}
+    assert collector.ledger.refused == {"invalid": 0}
 
 
 def test_dropped_totals_are_cumulative(collector: Collector) -> None:
@@ -392,7 +474,7 @@ def test_dropped_totals_are_cumulative(collector: Collector) -> None:
     for seq, dropped in enumerate([{"full": 2}, {"full": 5, "old": 1}, {"full": 5, "old": 1}], 1):
         collector.record(session, a_record(seq, dropped=dropped), T0)
 
-    assert collector.dropped == {"full": 5, "old": 1}
+    assert collector.ledger.dropped == {"full": 5, "old": 1}
 
 
 def test_what_seemed_dropped_and_was_counted_is_taken_back(collector: Collector) -> None:
@@ -400,20 +482,20 @@ def test_what_seemed_dropped_and_was_counted_is_taken_back(collector: Collector)
     for seq, dropped in enumerate([{"full": 5}, {}, {"full": 3}], 1):
         collector.record(session, a_record(seq, dropped=dropped), T0)
 
-    assert collector.dropped == {"full": 3}
+    assert collector.ledger.dropped == {"full": 3}
 
 
 # ---------------------------------------------------------------- bounds
 
 
 def test_reasons_over_the_bound_fold_into_one_and_stay_exact(collector: Collector) -> None:
-    dropped = {f"reason {number}": 1 for number in range(bounds.MAX_REASONS + 5)}
+    dropped = {f"reason {number}": 1 for number in range(MAX_REASONS + 5)}
     session = a_session(collector)
     for seq in (1, 2):
         collector.record(session, a_record(seq, dropped=dropped), T0)
 
-    assert len(collector.dropped) == bounds.MAX_REASONS + 1
-    assert collector.dropped["other"] == 5
+    assert len(collector.ledger.dropped) == MAX_REASONS + 1
+    assert collector.ledger.dropped["other"] == 5
 
 
 def test_series_over_the_bound_fold_into_one_and_lose_no_run(collector: Collector) -> None:
@@ -439,17 +521,66 @@ def test_sessions_that_ended_are_forgotten_after_a_day(collector: Collector) -> 
     session = a_session(collector)
     collector.record(session, a_record(7, a_batch(MS)), T0)
     collector.disconnect(session, "done", T0)
-    collector.expire(T0 + DAY)
+    collector.forget(T0 + DAY)
 
     assert not collector.connect(a_connect(), T0 + DAY).known
+
+
+def test_of_a_session_that_ended_only_its_number_and_its_totals_are_kept(
+    collector: Collector,
+) -> None:
+    session = a_session(collector, running=[a_start()], queues=["mail"])
+    collector.heartbeat(session, a_heartbeat(3, recorded=8, queues={"mail": 4}), T0)
+    collector.disconnect(session, "done", T0)
+
+    assert (session.acked, session.recorded) == (3, 8)
+    assert (session.running, session.queues) == ({}, None)
+    assert (session.hello.running, session.hello.queues) == ([], [])
+
+
+def test_runs_of_a_worker_that_is_gone_are_let_go_after_an_hour(collector: Collector) -> None:
+    gone, there = a_session(collector), a_session(collector, "s2", worker="still here")
+    for session in (gone, there):
+        collector.record(session, a_record(1, a_batch(MS)), T0)
+    collector.disconnect(gone, "done", T0)
+
+    collector.forget(T0 + HOUR - 1)
+    assert kept_runs(collector) == {"mailer": 1, "still here": 1}
+    collector.forget(T0 + HOUR)
+    assert kept_runs(collector) == {"mailer": 0, "still here": 1}
+
+
+def test_a_pipeline_is_known_of_its_worker_in_later_lives_too(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, a_batch(MS)), T0)
+    collector.disconnect(session, "done", T0)
+
+    assert collector.has_seen(collector.workers["mailer"], "send")
+    assert not collector.has_seen(collector.workers["mailer"], "fetch")
+
+
+def test_of_many_pipelines_the_names_that_are_known_are_bounded(collector: Collector) -> None:
+    stayed = a_session(collector, "stayed", worker="stayed")
+    collector.record(stayed, a_record(1, a_batch(MS)), T0)
+    for life in range(11):  # of as many pipelines as may live at once
+        session = a_session(collector, str(life))
+        series = range(bounds.MAX_SERIES - 1)
+        batches = [a_batch(MS, pipeline=f"{life}.{n}") for n in series]
+        collector.record(session, a_record(1, *batches), T0)
+        collector.disconnect(session, "done", T0)
+
+    mailer = collector.workers["mailer"]
+    assert not collector.has_seen(mailer, "0.0")
+    assert collector.has_seen(mailer, "10.0")
+    assert collector.has_seen(collector.workers["stayed"], "send"), "its life goes on"
 
 
 def test_workers_that_are_gone_are_forgotten_after_a_day(collector: Collector) -> None:
     collector.disconnect(a_session(collector), "done", T0)
     a_session(collector, "s2", worker="still here")
-    collector.expire(T0 + DAY - 1)
+    collector.forget(T0 + DAY - 1)
     assert "mailer" in collector.workers
-    collector.expire(T0 + DAY)
+    collector.forget(T0 + DAY)
 
     assert list(collector.workers) == ["still here"]
 
@@ -459,7 +590,7 @@ def test_of_many_workers_that_are_gone_the_oldest_go_first(collector: Collector)
         name = str(number)
         session = a_session(collector, name, worker=name)
         collector.disconnect(session, "done", T0 + number)
-    collector.expire(T0 + bounds.KEPT_WORKERS + 2)
+    collector.forget(T0 + bounds.KEPT_WORKERS + 2)
 
     assert len(collector.workers) == bounds.KEPT_WORKERS
     assert not {"0", "1"} & collector.workers.keys()

@@ -12,6 +12,7 @@ from builders import T0, a_batch, a_connect, a_record, a_result, a_start
 from orbit_rpc_schema.messages import Batch, Record
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
+from orbit_service.state.checkpoint import dump, load
 
 WORKER_OF = {"a1": "a", "a2": "a", "b1": "b"}
 
@@ -114,6 +115,13 @@ class Workers(RuleBasedStateMachine):
         if session in self.running:
             self.collector.record(self.collector.sessions[session], message, T0)
 
+    @rule()
+    def restart(self) -> None:
+        """What was saved and read again is the same in everything that comes after."""
+        restarted = Collector("node")
+        load(dump(self.collector), restarted)
+        self.collector = restarted
+
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def send_nonsense(self, data: st.DataObject) -> None:
@@ -175,12 +183,19 @@ class Workers(RuleBasedStateMachine):
 
     @invariant()
     def every_result_handed_over_became_one_thing(self) -> None:
-        collector = self.collector
-        found = {"counted": collector.counted, "repeated": collector.repeated}
-        found |= {"late": collector.late, "refused": collector.refused["invalid"]}
+        total = self.collector.ledger
+        found = {"counted": total.counted, "repeated": total.repeated, "late": total.late}
+        found["refused"] = total.refused.get("invalid", 0)
 
         assert found == self.counts
-        assert sum(found.values()) == sum(self.recorded.values())
+        assert sum(found.values()) == sum(self.recorded.values()) == total.recorded
+
+    @invariant()
+    def the_book_of_each_session_balances(self) -> None:
+        collector = self.collector
+        for session in [*collector.sessions.values(), *collector.ended_sessions.values()]:
+            assert session.ledger.recorded == self.recorded[session.id]
+            assert session.ledger.waiting == 0
 
     @invariant()
     def the_last_day_holds_all_runs_of_all_lives(self) -> None:

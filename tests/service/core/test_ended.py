@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builders import HOUR, T0
-from orbit_service.core.ended import KEPT_IDS, EndedRuns, Verdict
+from orbit_service.core.ended import KEPT_IDS, KEPT_PAIRS, EndedRuns, Verdict
 
 
 def verdicts(*events: str | tuple[int, bool]) -> list[Verdict]:
@@ -138,6 +138,53 @@ def test_at_most_100_000_endings_are_remembered_and_the_oldest_goes_first() -> N
         ended.judge("send", str(number), 1, FINAL, T0)
 
     assert KEPT_IDS == 100_000
-    assert len(ended._endings) == KEPT_IDS
+    assert len(ended.endings) == KEPT_IDS
     assert ended.judge("send", "1", 1, FINAL, T0) is REPEATED
     assert ended.judge("send", "0", 1, FINAL, T0) is RUN
+
+
+def pairs(ended: EndedRuns) -> int:
+    """How many (id, attempt) pairs are held."""
+    return sum(len(ending.attempts) for ending in ended.endings.values())
+
+
+def has_tried(ended: EndedRuns, id: str, *attempts: int) -> None:
+    """These attempts have ended, and the run is to go on."""
+    for attempt in attempts:
+        ended.judge("send", id, attempt, RETRIED, T0)
+
+
+def test_a_run_that_is_tried_for_ever_is_remembered_by_its_newest_attempts() -> None:
+    ended = EndedRuns()
+    has_tried(ended, "r1", *range(1, 3 * KEPT_PAIRS + 1))
+
+    assert KEPT_PAIRS == 100_000
+    assert KEPT_PAIRS // 2 <= pairs(ended) <= KEPT_PAIRS
+    assert ended.judge("send", "r1", 2 * KEPT_PAIRS + KEPT_PAIRS // 2 + 1, FINAL, T0) is REPEATED
+    assert ended.judge("send", "r1", 3 * KEPT_PAIRS + 1, FINAL, T0) is RUN
+    assert ended.judge("send", "r1", 1, FINAL, T0) is REPEATED, "the run has ended"
+
+
+def test_of_runs_with_many_attempts_the_oldest_leaves() -> None:
+    ended = EndedRuns()
+    for id in ("old", "middle", "new"):
+        has_tried(ended, id, *range(1, KEPT_PAIRS // 2 + 1))
+
+    assert pairs(ended) == KEPT_PAIRS
+    assert ended.judge("send", "middle", 1, RETRIED, T0) is REPEATED
+    assert ended.judge("send", "old", 1, RETRIED, T0) is ATTEMPT
+
+
+@pytest.mark.parametrize("leaves", ["starts again", "is too old"])
+def test_what_has_left_makes_room(leaves: str) -> None:
+    ended = EndedRuns()
+    has_tried(ended, "gone", *range(2, KEPT_PAIRS + 1))
+    ended.judge("send", "gone", 1, FINAL, T0)
+    later = T0 + (HOUR if leaves == "is too old" else 0)
+    if leaves == "starts again":
+        ended.start("send", "gone")
+    for attempt in range(1, KEPT_PAIRS + 1):
+        ended.judge("send", "r1", attempt, RETRIED, later)
+
+    assert pairs(ended) == KEPT_PAIRS
+    assert ended.judge("send", "r1", 1, RETRIED, later) is REPEATED

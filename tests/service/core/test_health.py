@@ -93,6 +93,12 @@ def test_a_lost_worker_is_an_error_until_one_of_its_name_comes(collector: Collec
     assert looked_at(collector).status == "healthy"
 
 
+def test_a_goodbye_is_no_loss_whatever_its_words(collector: Collector) -> None:
+    collector.disconnect(a_session(collector), "lost", T0)
+
+    assert verdict(collector) == ("healthy", "No worker is connected; all of them said goodbye")
+
+
 def test_one_lost_process_of_several_is_no_error(collector: Collector) -> None:
     a_session(collector, "s2")
     collector.lose(a_session(collector), T0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from builders import HOUR, MS, SECOND, T0
-from orbit_rpc_schema.messages import Detail
-from orbit_service.core.recent import KEPT_RUNS, Column, RecentRuns, Run
+from orbit_rpc_schema.messages import Detail, Error
+from orbit_service.core.recent import KEPT_RUNS, KEPT_TEXT, Column, RecentRuns, Run
 
 
 def a_column(key: str = "k", count: int = 1, at_ms: int = T0, **fields: object) -> Column:
@@ -87,7 +87,35 @@ def test_what_is_held_is_bounded() -> None:
     for number in range(100):
         recent.add(a_column(str(number), 999))
 
-    assert sum(len(column.durations_us) for column in recent._columns) < 2 * KEPT_RUNS
+    assert sum(len(column.durations_us) for column in recent.columns) < 2 * KEPT_RUNS
+
+
+def a_failure(key: str, characters: int) -> Column:
+    """A run whose error has so many characters, half of them in its traceback."""
+    half = characters // 2
+    error = Error(type="E", message="m" * (characters - half), traceback="t" * half)
+    return a_column(key, failed={0}, details={0: Detail(error=error)})
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        pytest.param([KEPT_TEXT // 4] * 5, ["4.0", "3.0", "2.0", "1.0"], id="the oldest goes"),
+        pytest.param([KEPT_TEXT // 4] * 4, ["3.0", "2.0", "1.0", "0.0"], id="what fits stays"),
+        pytest.param([1, KEPT_TEXT - 1, 1], ["2.0", "1.0"], id="to the character"),
+        pytest.param([1, 1, KEPT_TEXT], ["2.0"], id="a long one leaves no room"),
+        pytest.param([2 * KEPT_TEXT], ["0.0"], id="the newest stays, however long"),
+    ],
+)
+def test_at_most_a_million_characters_of_errors_are_kept(texts: list[int], told: list[str]) -> None:
+    assert KEPT_TEXT == 1_048_576
+    assert ids(newest(*(a_failure(str(n), size) for n, size in enumerate(texts)))) == told
+
+
+def test_runs_without_an_error_cost_no_text() -> None:
+    plain = [a_column(str(n)) for n in range(KEPT_RUNS - 1)]
+
+    assert len(newest(a_failure("long", 2 * KEPT_TEXT), *plain)) == KEPT_RUNS
 
 
 def test_failures_and_details_stay_with_their_runs_when_older_ones_leave() -> None:

@@ -125,7 +125,7 @@ def test_when_the_worker_has_left_what_was_last_is_in_last_life_alone(collector:
         pytest.param({"worker": "mailer"}, True, 3, id="a worker"),
         pytest.param({"pipeline": "send"}, True, 5, id="a pipeline of all workers"),
         pytest.param({"worker": "mailer", "pipeline": "send"}, True, 2, id="both"),
-        pytest.param({"worker": "crawler", "pipeline": "fetch"}, True, 0, id="both, but no runs"),
+        pytest.param({"worker": "crawler", "pipeline": "fetch"}, False, 0, id="another's pipeline"),
         pytest.param({"worker": "nobody"}, False, 0, id="a worker that was never seen"),
         pytest.param({"pipeline": "nothing"}, False, 0, id="a pipeline that was never seen"),
     ],
@@ -139,6 +139,23 @@ def test_a_question_is_about_what_it_selects(
 
     answer = metrics(collector, **selection)
     assert (answer.known, answer.total_runs) == (known, runs)
+
+
+def test_a_pipeline_that_ran_in_an_earlier_life_is_known(collector: Collector) -> None:
+    has_run(collector, MS)
+    collector.disconnect(collector.sessions["s1"], "done", T0)
+    a_session(collector, "s2")
+    answer = metrics(collector, worker="mailer", pipeline="send")
+
+    assert (answer.known, answer.total_runs) == (True, 0)
+
+
+def test_a_rate_is_over_the_time_that_is_known(collector: Collector) -> None:
+    session = a_session(collector, started_at=T0 - 10 * DAY)
+    # Messages 1 to 56 were counted by a service whose state is lost.
+    collector.record(session, a_record(57, a_batch(MS, MS), recorded=58), T0)
+
+    assert metrics(collector, T0 + HOUR).runs_per_hour == 2.0
 
 
 def test_uptime_is_that_of_the_earliest_selected_life(collector: Collector) -> None:
@@ -310,6 +327,24 @@ def test_pending_counts_a_queue_once_however_many_processes_tell_of_it(
     answer = snapshot.stats(collector, T0)
 
     assert (answer.pending, answer.pending_known) == (4, True)
+
+
+def test_pending_counts_queues_of_one_name_once_for_each_worker(collector: Collector) -> None:
+    for worker in ("mailer", "crawler"):
+        for number in (1, 2):
+            session = a_session(collector, f"{worker}-{number}", worker=worker)
+            collector.heartbeat(session, a_heartbeat(queues={"default": 3}), T0)
+
+    assert snapshot.stats(collector, T0).pending == 6
+
+
+def test_of_processes_that_tell_of_one_queue_the_newest_is_right(collector: Collector) -> None:
+    for name, depth, second in [("s1", 9, 0), ("s2", 4, 2), ("s3", 7, 1)]:
+        now = T0 + second * SECOND
+        session = a_session(collector, name, now_ms=T0)
+        collector.heartbeat(session, a_heartbeat(queues={"mail": depth}), now)
+
+    assert snapshot.stats(collector, T0 + 2 * SECOND).pending == 4
 
 
 def test_an_empty_queue_is_known_to_be_empty(collector: Collector) -> None:

@@ -66,7 +66,7 @@ def test_windows_do_not_pile_up() -> None:
         now_ms = T0 + number * WINDOW_MS
         day.add(Tally(runs=1), now_ms, now_ms)
 
-    assert len(day._windows) <= DAY // WINDOW_MS + 1
+    assert len(day.windows) <= DAY // WINDOW_MS + 1
     assert day.since(now_ms - DAY).runs == DAY // WINDOW_MS + 1
 
 

@@ -33,7 +33,11 @@ def serve(aiohttp_client):
     async def serve(ready: bool = True, **options: Any) -> TestClient:
         collector = Collector("box")
         handlers = make_handlers(
-            collector, lambda: T0, stuck_after_ms=1, version=VERSION, info=lambda: None
+            collector,
+            lambda: T0,
+            version=VERSION,
+            info=lambda: None,
+            health=lambda: health(collector, 1, T0),
         )
         app = make_app(
             Dispatcher(handlers),

@@ -73,6 +73,25 @@ def test_an_async_step_over_its_time_is_cancelled():
     assert (outcome["error"]["type"], cancelled) == ("StepTimeout", [True])
 
 
+@pytest.mark.parametrize("timeout", [None, 30], ids=["without limit", "within its time"])
+def test_a_time_out_of_the_steps_own_is_its_error_and_not_the_limit(timeout):
+    async def ask(_value: Any) -> None:
+        raise TimeoutError("the database is slow")
+
+    error = execute(step(timeout=timeout)(ask), None)["error"]
+
+    assert (error["type"], error["message"]) == ("TimeoutError", "the database is slow")
+
+
+def test_the_limit_is_told_with_the_step_and_its_seconds():
+    async def wait(_value: Any) -> None:
+        await asyncio.Event().wait()
+
+    error = execute(step(timeout=0.02)(wait), None)["error"]
+
+    assert (error["type"], error["message"]) == ("StepTimeout", "wait took longer than 0.02 s")
+
+
 def test_a_plain_step_over_its_time_fails_and_is_not_waited_for():
     release = threading.Event()
     try:

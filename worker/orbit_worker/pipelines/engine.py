@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, DBOSConfig
+from dbos import error as dbos_error
 
 from orbit_worker.client import MetricsClient
-from orbit_worker.details import RunStep
+from orbit_worker.details import ErrorLike, RunStep, error_json
 from orbit_worker.pipelines.attempts import Outcome, execute
 from orbit_worker.pipelines.definition import Pipeline
 from orbit_worker.pipelines.store import (
@@ -107,6 +108,7 @@ class Engine:
                 scheduler_polling_interval_sec=3600.0,
             )
         )
+        logging.getLogger("dbos").addFilter(_no_cancellation)
         # Recovery is bounded by success, not by a count: a run that was interrupted
         # is taken up however often its worker is killed.
         DBOS.workflow(name=WORKFLOW, max_recovery_attempts=None)(self._make_workflow())
@@ -144,13 +146,10 @@ class Engine:
             try:
                 return self._run(id, pipeline, value, enqueued_at_ms)
             except BaseException as error:
-                # Cancelled, or the database is away. While we are stopping it is an
-                # interruption, and the next worker takes the run up.
-                if self._metrics is not None and not self._stopping.is_set():
+                # While we are stopping, the next worker takes the run up.
+                if not self._stopping.is_set():
                     duration_ms = (time.perf_counter() - started) * 1000
-                    self._metrics.record_run(
-                        duration_ms, False, pipeline=pipeline, id=id, error=error
-                    )
+                    self._broken_off(id, pipeline, duration_ms, error)
                 raise
             finally:
                 self._active.discard(id)
@@ -193,6 +192,21 @@ class Engine:
         if error is not None:
             log.warning("run %s of %s failed: %s: %s", id, name, error["type"], error["message"])
         return {**outcome, "duration_ms": duration_ms}
+
+    def _broken_off(self, id: str, name: str, duration_ms: float, error: BaseException) -> None:
+        """Record a run that ends here without an outcome: cancelled, or the database is away."""
+        assert self._metrics is not None, "runs come after start"
+        told: ErrorLike = error
+        final = True
+        # Cancelled while a step was under way, DBOS says the second: not ours any more.
+        if isinstance(
+            error, dbos_error.DBOSWorkflowCancelledError | dbos_error.DBOSWorkflowConflictIDError
+        ):
+            final = self.store.cancelled(id)
+            why = "the run was cancelled" if final else "the run was begun anew elsewhere"
+            told = {"type": "Cancelled", "message": why}
+        self._metrics.record_run(duration_ms, False, pipeline=name, id=id, final=final, error=told)
+        log.warning("run %s of %s was broken off: %s", id, name, error_json(told)["message"])
 
     # ------------------------------------------------------------ pace and recovery
 
@@ -246,6 +260,12 @@ class Engine:
                     self.store.put_back(run.workflow_id)
             finally:
                 os.close(descriptor)
+
+
+def _no_cancellation(record: logging.LogRecord) -> bool:
+    """DBOS tells of a cancelled run by a traceback of its own inside; we by a sentence."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, dbos_error.DBOSAwaitedWorkflowCancelledError)
 
 
 def _slot_directory(url: str) -> Path:

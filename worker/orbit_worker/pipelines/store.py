@@ -64,6 +64,20 @@ def database_url(given: str | None, environ: Mapping[str, str] = os.environ) -> 
     return f"sqlite:///{path}"
 
 
+def _check(url: str) -> None:
+    """Raises CannotStart for what is no URL, or one of a database that does not last."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        parsed = None
+    if (
+        parsed is None
+        or parsed.drivername not in ("sqlite", "postgresql", "postgresql+psycopg")
+        or (parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"))
+    ):
+        raise CannotStart("the database is a path, or a URL of sqlite:///FILE or postgresql://")
+
+
 def _state_directory(environ: Mapping[str, str]) -> Path:
     system = Path("/var/lib/orbit-metrics")
     if os.access(system, os.W_OK):
@@ -76,13 +90,13 @@ class Store:
     """Puts pending runs in and asks what became of them."""
 
     def __init__(self, url: str) -> None:
-        if not url.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
-            raise CannotStart("the database is a path, or a URL of sqlite:/// or postgresql://")
+        _check(url)
         try:
             # The client does not make its tables; this does, at once in many processes too.
             DBOS.migrate(url)
         except sqlalchemy.exc.SQLAlchemyError as error:
-            why = getattr(error, "orig", None) or type(error).__name__
+            # Of a driver's several lines the first says it; the others give advice.
+            why = str(getattr(error, "orig", None) or type(error).__name__).partition("\n")[0]
             raise CannotStart(f"the database cannot be used: {why}") from None
         self.client = DBOSClient(system_database_url=url, application_name=APPLICATION)
 
@@ -113,6 +127,9 @@ class Store:
     def put_back(self, id: str) -> None:
         """Make an interrupted run pending again; its finished steps stay finished."""
         self.client.resume_workflow(id, queue_name=QUEUE)
+
+    def cancelled(self, id: str) -> bool:
+        return self.client.retrieve_workflow(id).get_status().status == "CANCELLED"
 
     def attempt(self, id: str) -> int:
         """Which execution of a run this is: 1, or more after an interruption."""

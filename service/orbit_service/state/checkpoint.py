@@ -1,0 +1,120 @@
+"""
+The whole collector as bytes, and back.
+
+MessagePack of the core's own types, by field name: a field that is added with a
+default reads what an older release wrote. `VERSION` changes when that is not so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from orbit_service.core.collector import Collector
+from orbit_service.core.ended import Ending
+from orbit_service.core.ledger import Ledger
+from orbit_service.core.recent import Column, RecentRuns
+from orbit_service.core.sessions import EndedLife, Life, Session, Worker
+from orbit_service.core.window import LastDay, Tally
+
+VERSION = 1
+
+
+class Unreadable(Exception):
+    """The bytes are no checkpoint that this release can read."""
+
+
+class _Worker(msgspec.Struct):
+    name: str
+    last_seen_ms: int
+    sessions: list[str]
+    life: Life | None
+    last_life: EndedLife | None
+    recent: list[Column]
+
+
+class _Ended(msgspec.Struct, array_like=True):
+    pipeline: str
+    id: str
+    at_ms: int
+    attempts: list[int]
+    final: int
+    lost: int
+
+
+class _State(msgspec.Struct):
+    version: int
+    lives: int
+    ledger: Ledger
+    faults: dict[str, int]
+    workers: list[_Worker]
+    sessions: list[Session]
+    ended_sessions: list[Session]
+    ended_runs: list[_Ended]
+    pipelines_seen: list[tuple[str, str]]
+    last_day: dict[int, Tally]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_State).decode
+
+
+def dump(collector: Collector) -> bytes:
+    """Everything that the answers are made from."""
+    return _encode(
+        _State(
+            version=VERSION,
+            lives=collector.lives,
+            ledger=collector.ledger,
+            faults=collector.faults,
+            workers=[
+                _Worker(
+                    name=worker.name,
+                    last_seen_ms=worker.last_seen_ms,
+                    sessions=list(worker.sessions),
+                    life=worker.life,
+                    last_life=worker.last_life,
+                    recent=list(worker.recent.columns),
+                )
+                for worker in collector.workers.values()
+            ],
+            sessions=list(collector.sessions.values()),
+            ended_sessions=list(collector.ended_sessions.values()),
+            ended_runs=[
+                _Ended(pipeline, id, e.at_ms, list(e.attempts), e.final, e.lost)
+                for (pipeline, id), e in collector.ended_runs.endings.items()
+            ],
+            pipelines_seen=list(collector.pipelines_seen),
+            last_day=collector.last_day.windows,
+        )
+    )
+
+
+def load(data: bytes, collector: Collector) -> None:
+    """Fill a new collector. Raises Unreadable."""
+    try:
+        state = _decode(data)
+    except msgspec.DecodeError as error:
+        raise Unreadable(str(error)) from None
+    if state.version != VERSION:
+        raise Unreadable(f"version {state.version}; this release reads {VERSION}")
+    collector.lives = state.lives
+    collector.ledger = state.ledger
+    collector.faults = Counter(state.faults)
+    collector.sessions = {session.id: session for session in state.sessions}
+    collector.ended_sessions.update((session.id, session) for session in state.ended_sessions)
+    for saved in state.workers:
+        collector.workers[saved.name] = Worker(
+            name=saved.name,
+            last_seen_ms=saved.last_seen_ms,
+            sessions={id: collector.sessions[id] for id in saved.sessions},
+            life=saved.life,
+            last_life=saved.last_life,
+            recent=RecentRuns(saved.recent),
+        )
+    for ended in state.ended_runs:
+        ending = Ending(ended.at_ms, dict.fromkeys(ended.attempts), ended.final, ended.lost)
+        collector.ended_runs.restore(ended.pipeline, ended.id, ending)
+    collector.pipelines_seen.update((pair, None) for pair in state.pipelines_seen)
+    collector.last_day = LastDay(state.last_day)

@@ -1,0 +1,198 @@
+"""
+The collector behind its journal: what it is told is written down, and can be told again.
+
+Everything that changes the collector goes through here. It changes at once, in
+memory; `session.durable` follows when the event is on the disk, and that is the
+number that workers are told. Without a journal the memory is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+from loguru import logger
+
+from orbit_rpc_schema.messages import Connect, Connected, Heartbeat, Record
+from orbit_service.core.checks import Refused
+from orbit_service.core.collector import Collector
+from orbit_service.core.sessions import Session
+from orbit_service.state.checkpoint import Unreadable, dump, load
+from orbit_service.state.events import Event, Kind, Uncounted, apply_again, encode, events_of
+from orbit_service.state.journal import Journal, Marks
+from orbit_service.state.store import Saved, Store, StoreFailed
+
+_json = msgspec.json.Encoder().encode
+
+
+class Intake:
+    """One for a service. `on_durable` is called with a session whose number has moved."""
+
+    def __init__(self, collector: Collector) -> None:
+        self.collector = collector
+        self.journal: Journal | None = None
+        self.on_durable: Callable[[str], None] = lambda _session: None
+
+    # ------------------------------------------------------------ what is told
+
+    def connect(self, hello: Connect, now_ms: int) -> Connected:
+        """Open a session or take it up again. Raises Refused."""
+        answer = self.collector.connect(hello, now_ms)
+        session = self.collector.sessions[hello.session]
+        self._write("connect", session, now_ms, _json(hello))
+        # What is counted and not on the disk yet is sent again, and passed over.
+        answer.acked = session.durable
+        return answer
+
+    def record(self, session: Session, message: Record, params: bytes, now_ms: int) -> None:
+        """Count a message of results; `params` is the JSON it was read from. Raises Refused."""
+        if message.seq <= session.acked:
+            return
+        try:
+            self.collector.record(session, message, now_ms)
+        except Refused:
+            self._write("record", session, now_ms, params)
+            raise
+        self._write("record", session, now_ms, params)
+
+    def refuse(self, session: Session, uncounted: Uncounted, now_ms: int) -> None:
+        """A message that cannot be counted consumes its number."""
+        if uncounted.seq <= session.acked:
+            return
+        self.collector.refuse(
+            session,
+            uncounted.seq,
+            uncounted.recorded,
+            uncounted.dropped,
+            None,
+            now_ms,
+            uncounted.reason,
+        )
+        self._write("refuse", session, now_ms, _json(uncounted))
+
+    def heartbeat(self, session: Session, beat: Heartbeat, now_ms: int) -> None:
+        """A sign of life; written down only if its totals are news, so that idleness is not."""
+        if beat.seq <= session.acked:
+            return
+        before = (session.ledger.recorded, session.dropped)
+        self.collector.heartbeat(session, beat, now_ms)
+        if (session.ledger.recorded, session.dropped) != before:
+            self._write("heartbeat", session, now_ms, _json(beat))
+        elif self.journal is None or session.durable >= session.written:
+            session.durable = session.acked
+        else:
+            self.journal.mark(session.id, session.acked)
+
+    def reset(self, session: Session, now_ms: int) -> None:
+        self.collector.reset(session, now_ms)
+        self._write("reset", session, now_ms)
+
+    def disconnect(self, session: Session, reason: str, now_ms: int) -> None:
+        self.collector.disconnect(session, reason, now_ms)
+        self._write("disconnect", session, now_ms, _json(reason))
+
+    def lose(self, session: Session, now_ms: int) -> None:
+        self.collector.lose(session, now_ms)
+        self._write("lose", session, now_ms)
+
+    def _write(self, kind: Kind, session: Session, now_ms: int, body: bytes = b"") -> None:
+        session.written = session.acked
+        if self.journal is None:
+            session.durable = session.acked
+            return
+        event = Event(kind, now_ms, session.id, body)
+        self.journal.append(encode(event), session.id, session.acked)
+
+    # ------------------------------------------------------------ what is on the disk
+
+    def committed(self, marks: Marks) -> None:
+        """The journal has written this far."""
+        collector = self.collector
+        for id, seq in marks.items():
+            session = collector.sessions.get(id) or collector.ended_sessions.get(id)
+            if session is not None and seq > session.durable:
+                session.durable = seq
+                self.on_durable(id)
+
+    def checkpoint(self) -> None:
+        """Hand the whole state to the journal."""
+        if self.journal is not None:
+            self.journal.checkpoint(dump(self.collector))
+
+    def checkpoint_when_due(self) -> None:
+        if self.journal is not None and self.journal.wants_checkpoint():
+            self.checkpoint()
+
+    def adopt(self, saved: Saved) -> None:
+        """What was saved could be read only now: go on from there with what came since.
+
+        Sessions are the same by their numbers, so nothing counts twice.
+        """
+        assert self.journal is not None
+        earlier = restored(saved, self.collector.node)
+        for event in self.journal.pending():
+            _apply(earlier, event)
+        earlier.faults.update(self.collector.faults)
+        self.collector.become(earlier)
+        self.checkpoint()
+
+
+def opened(store: Store, node: str) -> tuple[Collector, int, str | None]:
+    """The collector as it was left, its position, and why it could not be read, if so.
+
+    Raises StateInUse. A file that cannot be used is put aside and a new one begun.
+    """
+    try:
+        saved = store.open()
+        try:
+            collector = restored(saved, node)
+        except Unreadable as why:
+            store.set_aside("unreadable", str(why))
+            saved = store.open()
+            collector = Collector(node)
+    except StoreFailed as why:
+        logger.error("the state cannot be read: {}; runs are counted in memory", why)
+        return Collector(node), 0, str(why)
+    if store.aside:
+        logger.error("a state file that cannot be used was put aside: {}", store.aside)
+    if saved.empty:
+        logger.info("no state in {}: everything begins at zero", store.folder)
+    else:
+        logger.info(
+            "state in {}: {} results counted, {} sessions were open",
+            store.folder,
+            collector.ledger.counted,
+            len(collector.sessions),
+        )
+    return collector, saved.position, None
+
+
+def restored(saved: Saved, node: str) -> Collector:
+    """The collector as it was when the last row was committed. Raises Unreadable."""
+    collector = Collector(node)
+    if saved.checkpoint is not None:
+        load(saved.checkpoint, collector)
+    for row in saved.journal:
+        try:
+            events = events_of(row)
+        except msgspec.DecodeError as error:
+            _set_aside(collector, error)
+            continue
+        for event in events:
+            _apply(collector, event)
+    for session in collector.sessions.values():
+        session.durable = session.written = session.acked
+    return collector
+
+
+def _apply(collector: Collector, event: bytes | msgspec.Raw) -> None:
+    try:
+        apply_again(collector, event)
+    except Exception as error:  # noqa: BLE001  # one that cannot be told must not stop the others
+        _set_aside(collector, error)
+
+
+def _set_aside(collector: Collector, error: Exception) -> None:
+    if not collector.faults["journal"]:
+        logger.opt(exception=error).error("a part of the journal cannot be read; the rest goes on")
+    collector.faults["journal"] += 1

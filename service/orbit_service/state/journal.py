@@ -1,0 +1,302 @@
+"""
+The writer: one thread that puts on the disk what the loop hands it, and says when it is there.
+
+The loop appends events and goes on. The thread writes what has gathered in one
+transaction: at once when it has been idle, else after a short rest. Only then
+the sequence numbers in it count as durable and are acknowledged.
+
+Whatever the disk does, the service goes on in memory. What waits for the disk is
+bounded: over the bound the events are let go, and a checkpoint, which holds all
+that they did, is written in their place when the disk is back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+from loguru import logger
+
+from orbit_service.state.store import Saved, StateInUse, Store, StoreFailed
+
+# After a commit the writer rests nine times as long as it took, so that it works a
+# tenth of the time: a worker that flushes waits for 5 ms where the disk is quick, and
+# a slow disk is not kept busy. What comes meanwhile shares the next transaction.
+REST = 9.0
+LONGEST_REST = 0.2
+MAX_PENDING = 16 * 1_048_576  # bytes of events that wait for the disk
+CHECKPOINT_BYTES = 16 * 1_048_576  # of journal; more would make the next start slow
+CHECK_SECONDS = 5.0  # an idle writer looks whether its file is still there
+FIRST_RETRY = 0.25
+LAST_RETRY = 5.0
+STOP_SECONDS = 10.0
+
+Marks = dict[str, int]  # by session: the highest sequence number
+
+
+@dataclass
+class _Batch:
+    """What has gathered for one transaction."""
+
+    events: list[msgspec.Raw] = field(default_factory=list)
+    size: int = 0
+    marks: Marks = field(default_factory=dict)
+    checkpoint: bytes | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.marks) or self.checkpoint is not None
+
+
+class Loop:
+    """What the thread tells the loop, by `post` (loop.call_soon_threadsafe)."""
+
+    def __init__(
+        self,
+        post: Callable[..., object],
+        committed: Callable[[Marks], None],
+        checkpoint_wanted: Callable[[], None],
+        opened: Callable[[Saved], None],
+    ) -> None:
+        self.post = post
+        self.committed = committed
+        self.checkpoint_wanted = checkpoint_wanted
+        self.opened = opened
+
+
+class Journal:
+    """Owns the store once it is started.
+
+    `trouble` says why nothing can be written now, or is None. `opened` is False
+    where the store could not be opened at the start: its content is then read when
+    it can be, and `Loop.opened` gets it.
+    """
+
+    def __init__(self, store: Store, loop: Loop, position: int, trouble: str | None = None) -> None:
+        self.trouble = trouble
+        self.failures = 0
+        self.commits = 0
+        self.written_bytes = 0
+        self._store = store
+        self._loop = loop
+        self._position = position
+        self._opened = trouble is None
+        self._adopting = False  # the loop reads what was saved; nothing is written meanwhile
+        self._condition = threading.Condition(threading.RLock())
+        self._next = _Batch()
+        self._since_checkpoint = 0
+        # Events were let go, or the file is another: a checkpoint has to come first.
+        self._needs_checkpoint = False
+        self._asked = False
+        self._stopping = False
+        self._rest_until = 0.0
+        self._retry_after = FIRST_RETRY
+        self._thread = threading.Thread(target=self._run, name="orbit-journal", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # ------------------------------------------------------------ the loop's side
+
+    def append(self, event: bytes, session: str, seq: int) -> None:
+        """Something happened; with it, `session` has got to `seq`."""
+        with self._condition:
+            batch = self._next
+            batch.marks[session] = seq
+            if not self._needs_checkpoint:
+                batch.events.append(msgspec.Raw(event))
+                batch.size += len(event)
+                if batch.size > MAX_PENDING:
+                    self._let_go()
+            self._condition.notify()
+
+    def mark(self, session: str, seq: int) -> None:
+        """`session` has got to `seq` without an event: it counts with what came before."""
+        with self._condition:
+            self._next.marks[session] = seq
+            self._condition.notify()
+
+    def pending(self) -> list[bytes]:
+        """The events that wait, for `Loop.opened` to be told again."""
+        return [bytes(event) for event in self._next.events]
+
+    def checkpoint(self, state: bytes) -> None:
+        """Write the state as it is now; it holds every event so far."""
+        with self._condition:
+            self._adopting = False
+            self._next.events.clear()
+            self._next.size = 0
+            self._next.checkpoint = state
+            self._needs_checkpoint = self._asked = False
+            self._since_checkpoint = 0
+            self._condition.notify()
+
+    def wants_checkpoint(self) -> bool:
+        """True when the journal has grown enough; the caller then gives one."""
+        return self._since_checkpoint > CHECKPOINT_BYTES and not self._needs_checkpoint
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are not on the disk yet."""
+        return self._next.size
+
+    def stop(self, state: bytes) -> None:
+        """Write the state once more and end the thread; waits for it."""
+        with self._condition:
+            if not self._adopting:
+                self.checkpoint(state)
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(STOP_SECONDS)
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if not self._opened:
+                    self._open()
+                batch = self._gather()
+                if batch:
+                    self._write(batch)
+                elif not self._stopping:
+                    self._store.check()
+                self._recovered()
+                if self._stopping and (self._adopting or not self._next):
+                    break
+            except StoreFailed as why:
+                self._failed(str(why))
+                if self._stopping:
+                    logger.error("left without the state on the disk: {}", why)
+                    break
+                self._rest(self._retry_after)
+                self._retry_after = min(self._retry_after * 2, LAST_RETRY)
+                self._reopen()
+        self._store.close()
+
+    def _gather(self) -> _Batch:
+        """What is to be written now; nothing when it is time to look at the file."""
+        with self._condition:
+            self._condition.wait_for(
+                lambda: (self._next and not self._adopting) or self._stopping,
+                timeout=CHECK_SECONDS,
+            )
+            if self._adopting:
+                return _Batch()
+            while (rest := self._rest_until - time.monotonic()) > 0 and not self._stopping:
+                self._condition.wait(rest)
+            if self._needs_checkpoint and self._next.checkpoint is None:
+                # The loop was asked for it; without it nothing may be written.
+                if not self._asked:
+                    self._ask_for_checkpoint()
+                self._condition.wait(LAST_RETRY)
+                return _Batch()
+            batch, self._next = self._next, _Batch()
+            return batch
+
+    def _write(self, batch: _Batch) -> None:
+        events = msgspec.msgpack.encode(batch.events) if batch.events else None
+        began = time.monotonic()
+        try:
+            self._put(batch.checkpoint, events)
+        except StoreFailed:
+            self._put_back(batch)
+            raise
+        if events is not None or batch.checkpoint is not None:
+            now = time.monotonic()
+            self._rest_until = now + min(REST * (now - began), LONGEST_REST)
+            self.commits += 1
+            self.written_bytes += len(events or b"") + len(batch.checkpoint or b"")
+            self._since_checkpoint += len(events or b"")
+        self._loop.post(self._loop.committed, batch.marks)
+
+    def _put(self, checkpoint: bytes | None, events: bytes | None) -> None:
+        # A failed transaction may have been committed all the same: the number of a
+        # row is taken again until it is known to be there, and the row replaced.
+        if checkpoint is not None:
+            self._store.write(self._position + 1, None, checkpoint)
+            self._position += 1
+        if events is not None:
+            self._store.write(self._position + 1, events)
+            self._position += 1
+
+    def _put_back(self, batch: _Batch) -> None:
+        with self._condition:
+            later, self._next = self._next, batch
+            batch.marks.update(later.marks)
+            if later.checkpoint is not None:
+                batch.checkpoint = later.checkpoint
+                batch.events, batch.size = later.events, later.size
+            elif batch.checkpoint is not None:
+                # Large, and out of date by the time the disk is back.
+                self._let_go()
+            else:
+                batch.events += later.events
+                batch.size += later.size
+                if batch.size > MAX_PENDING:
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget the events that wait; the checkpoint that has to come holds them."""
+        self._next.events.clear()
+        self._next.size = 0
+        self._next.checkpoint = None
+        self._needs_checkpoint, self._asked = True, False
+
+    def _ask_for_checkpoint(self) -> None:
+        self._asked = True
+        self._loop.post(self._loop.checkpoint_wanted)
+
+    # ------------------------------------------------------------ trouble
+
+    def _failed(self, why: str) -> None:
+        self.failures += 1
+        if why != self.trouble:
+            logger.error("the state cannot be written: {}; runs are counted in memory", why)
+        self.trouble = why
+
+    def _recovered(self) -> None:
+        self._retry_after = FIRST_RETRY
+        if self.trouble is not None and not self._needs_checkpoint:
+            logger.info("the state is written again")
+            self.trouble = None
+
+    def _rest(self, seconds: float) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopping, timeout=seconds)
+
+    def _reopen(self) -> None:
+        """After a failure: a file that is gone or another is made anew, and filled from memory."""
+        if not self._opened:
+            return
+        try:
+            self._store.check()
+        except StoreFailed:
+            try:
+                self._store.open()
+            except (StoreFailed, StateInUse) as why:
+                self._failed(str(why))
+                return
+            with self._condition:
+                self._let_go()
+            logger.warning("the state in {} was lost; it is written anew", self._store.folder)
+
+    def _open(self) -> None:
+        """What could not be opened at the start."""
+        try:
+            saved = self._store.open()
+            if not saved.empty and self._needs_checkpoint:
+                # Too much has happened since to be told again to what was saved.
+                self._store.set_aside("unread", "it could not be opened in time")
+                saved = self._store.open()
+        except StateInUse as used:
+            raise StoreFailed(str(used)) from None
+        self._opened = True
+        self._position = saved.position
+        if self._store.aside:
+            logger.error("a state file that cannot be used was put aside: {}", self._store.aside)
+        if not saved.empty:
+            self._adopting = True
+            self._loop.post(self._loop.opened, saved)
