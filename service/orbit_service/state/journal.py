@@ -166,10 +166,12 @@ class Journal:
                 self._recovered()
                 if self._stopping and (self._adopting or not self._next):
                     break
-            except StoreFailed as why:
-                self._failed(str(why))
+            except Exception as error:  # noqa: BLE001  # else nothing is acknowledged any more
+                if not isinstance(error, StoreFailed):
+                    logger.opt(exception=error).error("the writer of the state failed")
+                self._failed(str(error))
                 if self._stopping:
-                    logger.error("left without the state on the disk: {}", why)
+                    logger.error("left without the state on the disk: {}", error)
                     break
                 self._rest(self._retry_after)
                 self._retry_after = min(self._retry_after * 2, LAST_RETRY)
@@ -201,7 +203,7 @@ class Journal:
         began = time.monotonic()
         try:
             self._put(batch.checkpoint, events)
-        except StoreFailed:
+        except Exception:
             self._put_back(batch)
             raise
         if events is not None or batch.checkpoint is not None:

@@ -384,10 +384,6 @@ def test_the_same_attempt_from_another_session_is_repeated(collector: Collector)
 
     found = (collector.ledger.repeated, collector.ledger.counted, totals(collector).runs)
     assert found == (1, 1, 1)
-        1,
-        1,
-        1,
-    )
 
 
 @pytest.mark.parametrize(
