@@ -11,8 +11,10 @@ pipeline: two programs that both number their jobs from one do not meet.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from enum import Enum
+
+from msgspec import Struct, field
 
 KEPT_IDS = 100_000
 KEPT_PAIRS = 100_000  # of all ids together; one id may have a million attempts
@@ -27,9 +29,8 @@ class Verdict(Enum):
     LATE = "late"  # counted as lost already
 
 
-@dataclass(slots=True)
-class Ending:
-    """What is remembered of one run id."""
+class Ending(Struct, array_like=True):
+    """What is remembered of one run id. A Struct: a hundred thousand are saved at a time."""
 
     at_ms: int
     attempts: dict[int, None] = field(default_factory=dict)  # a set that knows its order
@@ -44,10 +45,10 @@ class EndedRuns:
         self.endings: OrderedDict[tuple[str, str], Ending] = OrderedDict()
         self._pairs = 0
 
-    def restore(self, pipeline: str, id: str, ending: Ending) -> None:
+    def restore(self, endings: Mapping[tuple[str, str], Ending]) -> None:
         """Remember again what was remembered, oldest first."""
-        self.endings[pipeline, id] = ending
-        self._pairs += len(ending.attempts)
+        self.endings.update(endings)
+        self._pairs = sum(len(ending.attempts) for ending in self.endings.values())
 
     def judge(self, pipeline: str, id: str, attempt: int, final: bool, now_ms: int) -> Verdict:
         """What this result is, remembering it."""

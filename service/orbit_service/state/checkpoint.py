@@ -34,15 +34,6 @@ class _Worker(msgspec.Struct):
     recent: list[Column]
 
 
-class _Ended(msgspec.Struct, array_like=True):
-    pipeline: str
-    id: str
-    at_ms: int
-    attempts: list[int]
-    final: int
-    lost: int
-
-
 class _State(msgspec.Struct):
     version: int
     lives: int
@@ -51,7 +42,7 @@ class _State(msgspec.Struct):
     workers: list[_Worker]
     sessions: list[Session]
     ended_sessions: list[Session]
-    ended_runs: list[_Ended]
+    ended_runs: dict[tuple[str, str], Ending]
     pipelines_seen: list[tuple[str, str]]
     last_day: dict[int, Tally]
 
@@ -81,10 +72,7 @@ def dump(collector: Collector) -> bytes:
             ],
             sessions=list(collector.sessions.values()),
             ended_sessions=list(collector.ended_sessions.values()),
-            ended_runs=[
-                _Ended(pipeline, id, e.at_ms, list(e.attempts), e.final, e.lost)
-                for (pipeline, id), e in collector.ended_runs.endings.items()
-            ],
+            ended_runs=collector.ended_runs.endings,
             pipelines_seen=list(collector.pipelines_seen),
             last_day=collector.last_day.windows,
         )
@@ -113,8 +101,6 @@ def load(data: bytes, collector: Collector) -> None:
             last_life=saved.last_life,
             recent=RecentRuns(saved.recent),
         )
-    for ended in state.ended_runs:
-        ending = Ending(ended.at_ms, dict.fromkeys(ended.attempts), ended.final, ended.lost)
-        collector.ended_runs.restore(ended.pipeline, ended.id, ending)
+    collector.ended_runs.restore(state.ended_runs)
     collector.pipelines_seen.update((pair, None) for pair in state.pipelines_seen)
     collector.last_day = LastDay(state.last_day)
