@@ -147,6 +147,7 @@ class Service:
         self.intake.journal = journal = Journal(
             store,
             Loop(
+                soon=loop.call_soon,
                 post=loop.call_soon_threadsafe,
                 committed=self.intake.committed,
                 checkpoint_wanted=self.intake.checkpoint,

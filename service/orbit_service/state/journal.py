@@ -51,15 +51,17 @@ class _Batch:
 
 
 class Loop:
-    """What the thread tells the loop, by `post` (loop.call_soon_threadsafe)."""
+    """The event loop, and what the thread tells it by `post` (loop.call_soon_threadsafe)."""
 
     def __init__(
         self,
+        soon: Callable[[Callable[[], None]], object],
         post: Callable[..., object],
         committed: Callable[[Marks], None],
         checkpoint_wanted: Callable[[], None],
         opened: Callable[[Saved], None],
     ) -> None:
+        self.soon = soon
         self.post = post
         self.committed = committed
         self.checkpoint_wanted = checkpoint_wanted
@@ -84,6 +86,8 @@ class Journal:
         self._position = position
         self._opened = trouble is None
         self._adopting = False  # the loop reads what was saved; nothing is written meanwhile
+        self._events: list[bytes] = []  # of this turn of the loop
+        self._marks: Marks = {}
         self._condition = threading.Condition(threading.RLock())
         self._next = _Batch()
         self._since_checkpoint = 0
@@ -102,29 +106,39 @@ class Journal:
 
     def append(self, event: bytes, session: str, seq: int) -> None:
         """Something happened; with it, `session` has got to `seq`."""
-        with self._condition:
-            batch = self._next
-            batch.marks[session] = seq
-            if not self._needs_checkpoint:
-                batch.events.append(msgspec.Raw(event))
-                batch.size += len(event)
-                if batch.size > MAX_PENDING:
-                    self._let_go()
-            self._condition.notify()
+        self._events.append(event)
+        self.mark(session, seq)
 
     def mark(self, session: str, seq: int) -> None:
         """`session` has got to `seq` without an event: it counts with what came before."""
+        if not self._marks:
+            # What comes in the same turn of the loop is handed over at once: waking the
+            # thread costs more than counting a run.
+            self._loop.soon(self._hand_over)
+        self._marks[session] = seq
+
+    def _hand_over(self) -> None:
         with self._condition:
-            self._next.marks[session] = seq
+            batch = self._next
+            batch.marks.update(self._marks)
+            if not self._needs_checkpoint:
+                batch.events += map(msgspec.Raw, self._events)
+                batch.size += sum(map(len, self._events))
+                if batch.size > MAX_PENDING:
+                    self._let_go()
+            self._events.clear()
+            self._marks.clear()
             self._condition.notify()
 
     def pending(self) -> list[bytes]:
         """The events that wait, for `Loop.opened` to be told again."""
+        self._hand_over()
         return [bytes(event) for event in self._next.events]
 
     def checkpoint(self, state: bytes) -> None:
         """Write the state as it is now; it holds every event so far."""
         with self._condition:
+            self._hand_over()
             self._adopting = False
             self._next.events.clear()
             self._next.size = 0
@@ -140,7 +154,7 @@ class Journal:
     @property
     def waiting(self) -> int:
         """Bytes that are not on the disk yet."""
-        return self._next.size
+        return self._next.size + sum(map(len, self._events))
 
     def stop(self, state: bytes) -> None:
         """Write the state once more and end the thread; waits for it."""

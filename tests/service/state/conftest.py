@@ -33,6 +33,7 @@ class Node:
         self.collector = self.intake.collector
         self.collector.become(collector)
         loop = Loop(
+            lambda act: self._posted.put((act,)),
             lambda *call: self._posted.put(call),
             self.intake.committed,
             self.intake.checkpoint,
