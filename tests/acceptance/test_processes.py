@@ -77,10 +77,39 @@ def test_runs_of_the_time_without_a_service_arrive_when_it_is_back(house, signal
     worker.reached()  # recorded, without anybody there
     house.serve()
 
-    until(lambda: house.runs() == 50)  # the first is in the memory of the one that ended
+    until(lambda: house.runs() == 51)
     worker.go_on()
     worker.leave()
-    assert house.ended()["totalRuns"] == 50
+    assert house.ended()["totalRuns"] == 51
+
+
+@pytest.mark.parametrize("service_dies_first", [True, False])
+def test_what_a_killed_worker_left_in_its_spool_is_sent_by_the_next(house, service_dies_first):
+    spooling = "os.environ['ORBIT_SPOOL_DIR'] = 'spool'\n"
+    service = house.serve()
+    worker = house.worker(spooling + "record_run(1, True); flush(); step()\n"
+                          "for _ in range(100): record_run(1, True)\n"
+                          "step(flush(1))")  # fmt: skip
+    worker.reached()
+    if service_dies_first:
+        service.kill()
+        service.wait()
+    else:
+        service.send_signal(signal.SIGSTOP)
+    worker.go_on()
+    assert worker.reached() == "True"
+    worker.kill()
+    service.send_signal(signal.SIGCONT)
+    if service_dies_first:
+        house.serve()
+    heir = house.worker(spooling + "record_run(1, True); flush(); step()")
+    heir.reached()
+
+    until(lambda: house.ask("service.ledger")["total"]["counted"] == 102)
+    assert house.ask("service.ledger")["total"]["repeated"] == 0
+    heir.go_on()
+    heir.leave()
+    until(lambda: not list((house.socket.parent / "spool").iterdir()))
 
 
 # ---------------------------------------------------------------- forks
@@ -183,8 +212,9 @@ def handle(*_):
     global handled
     handled += 1
     record_run(1, True); flush(0.01)
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
 signal.signal(signal.SIGALRM, handle)
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
 recorded = 0
 while handled < 300:
     record_run(1, True); recorded += 1

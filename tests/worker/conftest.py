@@ -17,13 +17,17 @@ class ScriptedService:
 
     What it does is said by its attributes, which a test may change at any time:
     `answers` (to worker.connect), `acknowledges`, `acked` and `known` (its answer
-    to a connect), `refuses` (with this text), `reading` (an Event).
+    to a connect; `counted` where it is another for a session), `refuses` (with this
+    text), `reading` (an Event). `sessions` is what arrived, by session.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.messages: list[dict[str, Any]] = []
+        self.sessions: dict[str, list[dict[str, Any]]] = {}
+        self.node = "n"
         self.acked = 0
+        self.counted: dict[str, int] = {}
         self.known = True
         self.answers = True
         self.acknowledges = True
@@ -61,10 +65,12 @@ class ScriptedService:
             except OSError:
                 pass  # the client was quicker
 
-    def say(self, message: dict[str, Any] | bytes) -> None:
+    def say(self, message: dict[str, Any] | bytes, to: socket.socket | None = None) -> None:
+        """Say it on this connection, else on the newest."""
         line = message if isinstance(message, bytes) else json.dumps(message).encode()
-        assert self._connection is not None
-        self._connection.sendall(line + b"\n")
+        connection = to or self._connection
+        assert connection is not None
+        connection.sendall(line + b"\n")
 
     def notify(self, method: str, **params: Any) -> None:
         self.say({"jsonrpc": "2.0", "method": method, "params": params})
@@ -95,29 +101,42 @@ class ScriptedService:
             self._in_thread(self._serve, self._connection)
 
     def _serve(self, connection: socket.socket) -> None:
+        session: list[dict[str, Any]] = []
         with connection, connection.makefile("rb") as lines:
             try:
                 while self.reading.wait() and (line := lines.readline()):
                     if line.endswith(b"\n"):
-                        self._take(json.loads(line))
+                        message = json.loads(line)
+                        if message["method"] == "worker.connect":
+                            session = self.sessions.setdefault(message["params"]["session"], [])
+                        session.append(message)
+                        self._answer(message, connection)
             except OSError:
                 pass  # the client went first
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _answer(self, message: dict[str, Any], connection: socket.socket) -> None:
+        try:
+            self._take(message, connection)
+        except OSError:
+            pass  # the client went first; what it had said is still to be read
+
+    def _take(self, message: dict[str, Any], connection: socket.socket) -> None:
         self.messages.append(message)
         if message["method"] == "worker.connect":
-            self._greet(message["id"])
+            self._greet(message, connection)
         elif self.acknowledges and "seq" in message["params"]:
-            self.notify("runs.acked", seq=message["params"]["seq"])
+            params = {"seq": message["params"]["seq"]}
+            self.say({"jsonrpc": "2.0", "method": "runs.acked", "params": params}, connection)
 
-    def _greet(self, id: str) -> None:
+    def _greet(self, message: dict[str, Any], connection: socket.socket) -> None:
         self.greeted += 1
+        answer = {"jsonrpc": "2.0", "id": message["id"]}
         if self.refuses is not None:
-            error = {"code": -32000, "message": self.refuses}
-            self.say({"jsonrpc": "2.0", "error": error, "id": id})
+            self.say({**answer, "error": {"code": -32000, "message": self.refuses}}, connection)
         elif self.answers:
-            result = {"acked": self.acked, "known": self.known, "node": "n", "limits": {}}
-            self.say({"jsonrpc": "2.0", "result": result, "id": id})
+            acked = self.counted.get(message["params"]["session"], self.acked)
+            result = {"acked": acked, "known": self.known, "node": self.node, "limits": {}}
+            self.say({**answer, "result": result}, connection)
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from builders import T0
+from interruption import interrupted_at
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_worker import buffer as buffer_module
 from orbit_worker.buffer import Buffer, Refused, Result, Started
@@ -410,36 +408,6 @@ TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=30, deadl
 # ---------------------------------------------------------------- interruption
 
 
-class TimeLimit(Exception):
-    """What a framework raises from its signal handler."""
-
-
-def interrupted_at(instruction: int, act: Callable[[], object]) -> bool:
-    """Raise before the nth instruction of buffer.py; False when there are not so many."""
-    left = instruction
-
-    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != buffer_module.__file__:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                raise TimeLimit
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        act()
-    except TimeLimit:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 def a_full_buffer(service: Counting) -> Buffer:
     """One message counted, one on the wire, one not sent, and more open than the bound."""
     buffer = Buffer(max_runs=5)
@@ -469,7 +437,7 @@ def test_an_exception_at_any_instruction_loses_and_doubles_nothing(act):
     for instruction in range(1, 100_000):
         service = Counting()
         buffer = a_full_buffer(service)
-        interrupted = interrupted_at(instruction, lambda b=buffer: act(b))
+        interrupted = interrupted_at(instruction, buffer_module, lambda b=buffer: act(b))
         deliver_all(buffer, service)
 
         dropped = sum(buffer.dropped.values())

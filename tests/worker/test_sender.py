@@ -11,7 +11,7 @@ import pytest
 from builders import until
 from orbit_worker import host as host_module
 from orbit_worker import sender as sender_module
-from orbit_worker.buffer import MAX_OPEN, MAX_RUNS
+from orbit_worker.buffer import MAX_OPEN
 from orbit_worker.client import MetricsClient
 
 
@@ -77,6 +77,25 @@ def test_flush_waits_for_the_acknowledgement(scripted, client):
 
     scripted.notify("runs.acked", seq=2)
     assert client.flush(5)
+
+
+def test_a_flush_in_the_middle_of_a_step_waits_for_the_next(scripted, client, monkeypatch):
+    formed, go_on = threading.Event(), threading.Event()
+    form_all = client._buffer.form_all
+
+    def form_and_stop(*said, **more):
+        form_all(*said, **more)
+        formed.set()
+        go_on.wait()
+
+    monkeypatch.setattr(client._buffer, "form_all", form_and_stop)
+    record(client, 1)
+    assert formed.wait(10)
+    record(client, 2)  # after the step under way has formed
+    threading.Thread(target=lambda: until(lambda: client._sender._waiters) and go_on.set()).start()
+
+    assert client.flush(20)
+    assert scripted.durations_us() == [1000, 2000]
 
 
 def test_close_says_goodbye(scripted, client):
@@ -223,11 +242,12 @@ def test_without_a_thread_a_flush_sends(scripted, client, no_threads):
 
 
 def test_without_a_thread_what_waits_stays_bounded(scripted, client, no_threads):
-    record(client, *[1] * 300_000)
+    client._buffer._max_runs = 10_000
+    record(client, *[1] * 100_000)
 
     waiting = len(client._buffer.open) + client._buffer.unacknowledged
-    assert waiting <= MAX_OPEN + MAX_RUNS
-    assert waiting + client._buffer.dropped["buffer full"] == 300_000
+    assert waiting <= MAX_OPEN + 10_000
+    assert waiting + client._buffer.dropped["buffer full"] == 100_000
 
 
 def test_a_thread_that_starts_at_last_sends_what_waits(scripted, client, no_threads):

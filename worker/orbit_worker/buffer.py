@@ -23,10 +23,11 @@ from typing import Any, Literal, NamedTuple
 
 from orbit_rpc_schema.wire import MAX_LINE, Json, heartbeat_line, record_line
 
-MAX_RUNS = 200_000  # about 10 MB of plain runs; at 100 a second half an hour of absence
+MAX_RUNS = 1_000_000  # some 10 MB of plain runs; at 100 a second almost three hours of absence
 MAX_BYTES = 32 * 1_048_576
 MAX_OPEN = 50_000  # results of one 50 ms; more than a thread can hand over in that time
 RUNS_A_MESSAGE = 5_000  # about 60 KB a line, so that a slow service acknowledges often
+BUFFER_FULL = "buffer full"  # why the oldest were dropped
 
 
 class Started(NamedTuple):
@@ -235,12 +236,20 @@ class Buffer:
 
     def after(self, seq: int) -> Message | None:
         """The first kept message with a higher number."""
+        message = next(self._after(seq), None)
+        if message is not None:
+            self._sent = max(self._sent, message.seq)
+        return message
+
+    def kept(self, seq: int) -> Iterator[Message]:
+        """The kept messages of results with a higher number, for whoever stores them."""
+        return (message for message in self._after(seq) if message.kind == "record")
+
+    def _after(self, seq: int) -> Iterator[Message]:
         for number in range(max(seq, self._first_seq() - 1) + 1, self.seq + 1):
             message = self._formed.get(number)
             if message is not None:
-                self._sent = max(self._sent, number)
-                return message
-        return None
+                yield message
 
     def acknowledge(self, seq: int) -> None:
         """Forget what is counted."""
@@ -276,6 +285,12 @@ class Buffer:
         return not any(m.kind == "record" and m.seq <= seq for m in self._formed.values())
 
     @property
+    def settled(self) -> int:
+        """Every result up to this message is acknowledged or dropped."""
+        first = next((m.seq for m in self._formed.values() if m.kind == "record"), self.seq + 1)
+        return first - 1
+
+    @property
     def unacknowledged(self) -> int:
         """Results in formed messages, by the totals that these carry."""
         first = self._formed.get(self._first_seq())
@@ -289,7 +304,7 @@ class Buffer:
     def _overflow(self) -> dict[str, int]:
         settled = self._dropped_unsent[1] + self._dropped_uncounted[1]
         lost = settled + sum(runs for _seq, runs in self._dropped_sent)
-        return {"buffer full": lost} if lost else {}
+        return {BUFFER_FULL: lost} if lost else {}
 
     def _held_bytes(self) -> int:
         first = self._formed.get(self._first_seq())

@@ -33,12 +33,14 @@ from orbit_rpc_schema.wire import (
     default_worker_name,
     is_name,
 )
+from orbit_worker.adoption import Adopter
 from orbit_worker.buffer import MAX_OPEN, Buffer, Entry, Refused, Result, Started
 from orbit_worker.details import ErrorLike, RunStep, make_detail, steps_json
 from orbit_worker.host import Control, QueueDepths
 from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
 from orbit_worker.reporting import Reporter
 from orbit_worker.sender import Sender
+from orbit_worker.spool import Spool
 from orbit_worker.tracking import Tracker
 
 MAX_DURATION_MS = MAX_DURATION_US / 1000
@@ -57,9 +59,12 @@ class MetricsClient:
     """Records runs of one worker and asks for its numbers.
 
     Everything left out comes from the environment: ORBIT_SOCKET,
-    ORBIT_WORKER_NAME, ORBIT_DISABLED, ORBIT_STRICT, METRICS_INTERVAL. Nothing is
-    opened or started before the first run. Safe to share between threads, and
-    across a fork: the child gets a session of its own.
+    ORBIT_WORKER_NAME, ORBIT_SPOOL_DIR, ORBIT_DISABLED, ORBIT_STRICT,
+    METRICS_INTERVAL. Nothing is opened or started before the first run. Safe to
+    share between threads, and across a fork: the child gets a session of its own.
+
+    With a `spool_dir` what waits is also on the disk, and the next process of the
+    same worker sends what this one leaves behind.
 
     `queue_depths` is asked at each heartbeat (every 10 s) how much waits in each
     queue. `on_control` gets an action (pause, resume, restart) and a pipeline or
@@ -76,10 +81,13 @@ class MetricsClient:
         slots: int | None = None,
         queue_depths: QueueDepths | None = None,
         on_control: Control | None = None,
+        spool_dir: str | os.PathLike[str] | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self.socket = Path(socket) if socket is not None else default_socket_path(environ)
         self.worker = as_name(worker) if worker is not None else default_worker_name(environ)
+        spool_dir = spool_dir or environ.get("ORBIT_SPOOL_DIR") or None
+        self.spool_dir = None if spool_dir is None else _absolute(Path(spool_dir))
         self.version = version
         self.slots = slots
         self.enabled = environ.get("ORBIT_DISABLED", "") not in ("1", "true")
@@ -102,6 +110,7 @@ class MetricsClient:
         self.session = uuid.uuid4().hex
         self._started_at_ms = _now_ms()
         self._buffer = Buffer()
+        self._spool, adopter = self._make_spool()
         self._sender = Sender(
             self.socket,
             self._buffer,
@@ -109,11 +118,28 @@ class MetricsClient:
             self._last_report_at_ms,
             self._queue_depths,
             self._on_control,
+            self._spool,
+            adopter,
         )
         self._ids = itertools.count(1)
         self._will_leave = False
         # Learnt anew in a forked child: with its first name it prepares to leave.
         self._names: set[str] = set()
+
+    def _make_spool(self) -> tuple[Spool | None, Adopter | None]:
+        if self.spool_dir is None or not self.enabled:
+            return None, None
+        buffer = self._buffer
+        return (
+            Spool(self.spool_dir, self.worker, self.session, buffer, self._hello),
+            Adopter(
+                self.spool_dir,
+                self.worker,
+                self.socket,
+                # The next step takes it up; at the latest the next heartbeat's.
+                dropped=lambda reason, results: buffer.open.append(Refused(reason, results)),
+            ),
+        )
 
     # ------------------------------------------------------------ recording
 
@@ -197,7 +223,10 @@ class MetricsClient:
             self._begin_run(pipeline, as_name(id))
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Send what waits; True when the service has acknowledged everything in `timeout` s."""
+        """Send what waits; True when the service has acknowledged everything in `timeout` s.
+
+        With a spool also when it is safe there, because the service is away or silent.
+        """
         return not self.enabled or self._sender.flush(timeout)
 
     def reset_metrics(self, timeout: float = ANSWER_SECONDS) -> bool:
@@ -210,11 +239,18 @@ class MetricsClient:
     def close(self, timeout: float = EXIT_SECONDS) -> bool:
         """Flush, say goodbye and stop; True when nothing was left behind."""
         self.stop_metrics_reporting()
-        if not self.enabled or self._sender.close(timeout, "exit"):
+        if not self.enabled:
+            return True
+        safe = self._sender.close(timeout, "exit")
+        if safe and self._spool is None:
             return True
         waiting = len(self._buffer.open) + self._buffer.unacknowledged
-        log.warning("left without an answer of the metrics service; results waiting: %d", waiting)
-        return False
+        where = f"waiting in {self._spool.path}" if safe and self._spool is not None else "waiting"
+        if waiting or not safe:
+            log.warning(
+                "left without an answer of the metrics service; results %s: %d", where, waiting
+            )
+        return safe
 
     # ------------------------------------------------------------ reading
 
@@ -413,6 +449,14 @@ class MetricsClient:
         self._begin_session()
         if reporting is not None:
             log.debug("the periodic report stays with the parent process")
+
+
+def _absolute(path: Path) -> Path:
+    """The host may change its directory later; where it has none, the path as it is."""
+    try:
+        return path.absolute()
+    except OSError:
+        return path
 
 
 def _interval(text: str | None) -> int:

@@ -1,13 +1,15 @@
 """
 One non-blocking connection to the service: whole messages in, whole lines out.
 
-Nothing here waits. Around the socket only the system's own errors are caught:
+Nothing here waits but `wait`. Around the socket only the system's own errors are caught:
 frameworks raise their time limits from signal handlers, and these are to pass.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import socket
 from pathlib import Path
 
@@ -76,6 +78,20 @@ class Connection:
 
     def close(self) -> None:
         self.socket.close()
+
+
+def wait(connection: Connection | None, wake: int | None, timeout: float) -> None:
+    """Wait for the socket, for a wake-up through a pipe, or for the time in seconds."""
+    poll = select.poll()
+    if wake is not None:
+        poll.register(wake, select.POLLIN)
+    if connection is not None and connection.socket.fileno() >= 0:
+        events = select.POLLIN | (select.POLLOUT if connection.busy else 0)
+        poll.register(connection.socket, events)
+    ready = poll.poll(timeout * 1000)
+    if any(descriptor == wake for descriptor, _event in ready):
+        assert wake is not None
+        os.read(wake, 4096)
 
 
 def _decoded(line: bytes | LineTooLong) -> Json:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,10 +28,12 @@ from orbit_rpc_schema.wire import (
     notification,
     request,
 )
+from orbit_worker.adoption import Adopter
 from orbit_worker.buffer import MAX_OPEN, Buffer
-from orbit_worker.connection import Connection, Foreign, Gone
+from orbit_worker.connection import Connection, Foreign, Gone, wait
 from orbit_worker.host import Control, HostCalls, QueueDepths
 from orbit_worker.process import cpu_seconds, rss_bytes
+from orbit_worker.spool import Spool
 
 SHARE_SECONDS = 0.05  # how long a result waits for company under load
 IDLE_TURNS = 3  # empty turns before the thread parks
@@ -43,6 +44,7 @@ REFUSED_RETRY = 10.0  # the service said no: a wrong version, a uid that is not 
 # A stopped service takes connections and says nothing; it is still there.
 GREETING_SECONDS = 10.0
 DEPTHS_SECONDS = 1.0  # how long a heartbeat waits for the host's queue depths
+LOCK_SECONDS = 0.5  # how long a flush waits for a step to end
 ROOM_SECONDS = 1.0  # how long a flood waits for the thread, once, before results are dropped
 
 log = logging.getLogger("orbit_worker")
@@ -88,7 +90,8 @@ class Sender:
 
     `hello` gives the params of worker.connect, `last_report` the time of the last
     periodic report for the heartbeat; `queue_depths` and `control` are the host's
-    callbacks, see HostCalls.
+    callbacks, see HostCalls. With a `spool`, messages are on the disk before they are
+    sent, and the `adopter` sends what ended processes have left there.
     """
 
     def __init__(
@@ -99,6 +102,8 @@ class Sender:
         last_report: Callable[[], int | None] = lambda: None,
         queue_depths: QueueDepths | None = None,
         control: Control | None = None,
+        spool: Spool | None = None,
+        adopter: Adopter | None = None,
     ) -> None:
         # True while no thread is about to look at the buffer: it has to be woken. Only
         # the thread changes it, so that no caller can be late with it.
@@ -108,6 +113,8 @@ class Sender:
         self._buffer = buffer
         self._hello = hello
         self._last_report = last_report
+        self._spool = spool
+        self._adopter = adopter
         self._host = HostCalls(queue_depths, control, self._wake, self._obeyed)
         self._lock = threading.Lock()  # of a step
         self._starting = threading.Lock()
@@ -123,6 +130,7 @@ class Sender:
         self._connection: Connection | None = None
         self._position = 0  # the number of the last message that is wholly on this connection
         self._in_step = False
+        self._steps = 0  # begun so far
         self._calls: dict[str, Json | None] = {}
         self._lines: list[bytes] = []  # that go after what is recorded
         self._retry_at = 0.0
@@ -131,7 +139,7 @@ class Sender:
         self._beat_at = 0.0
         self._asked = False  # for queue depths
         self._said: Said | None = None
-        self._news: list[tuple[int, str]] = []
+        self._news: list[tuple[int, str]] = [] if spool is None else spool.news
 
     # ------------------------------------------------------------ callers
 
@@ -163,16 +171,38 @@ class Sender:
         return room.done
 
     def flush(self, timeout: float) -> bool:
-        """Send until what was recorded before is acknowledged; False when the time is up before."""
-        upto: list[int] = []
+        """Send until what was recorded before is acknowledged; False when the time is up before.
 
-        def acknowledged() -> bool:
-            # The first look comes after a step, which has formed all that was open.
+        While there is no service, what is in a synced spool is safe as well.
+        """
+        if self._deliver(timeout, spool_will_do=True):
+            return True
+        if self._spool is None or not self._lock.acquire(timeout=LOCK_SECONDS):
+            return False
+        try:
+            # The service is there and does not answer, or there is no thread to be had.
+            self._buffer.form_all(wall_clock())
+            return self._spool.holds(self._buffer.seq, time.monotonic())
+        finally:
+            self._lock.release()
+
+    def _deliver(self, timeout: float, *, spool_will_do: bool) -> bool:
+        upto: list[int] = []
+        before = self._steps
+
+        def delivered() -> bool:
+            # The step that is under way may have formed before the last result was there.
+            if self._steps == before:
+                return False
             if not upto:
                 upto.append(self._buffer.seq)
-            return self._buffer.acknowledged(upto[0])
+            if self._buffer.acknowledged(upto[0]):
+                return True
+            if self._spool is None or not spool_will_do or self._state is not State.DOWN:
+                return False
+            return self._spool.holds(upto[0], time.monotonic())
 
-        return self._wait_until(acknowledged, timeout)
+        return self._wait_until(delivered, timeout)
 
     def call(self, method: str, params: Mapping[str, Any], timeout: float) -> Json | None:
         """A call on the session's own connection, after all that was recorded before.
@@ -180,7 +210,7 @@ class Sender:
         None when there was no answer in time.
         """
         deadline = time.monotonic() + timeout
-        if not self.flush(timeout):
+        if not self._deliver(timeout, spool_will_do=False):
             return None
         id = os.urandom(8).hex()
         self._calls[id] = None
@@ -197,7 +227,9 @@ class Sender:
     def close(self, timeout: float, reason: str) -> bool:
         """Flush, say goodbye and stop; what flush said. Without ever connecting: nothing."""
         deadline = time.monotonic() + timeout
-        flushed = self._buffer.empty or (self._reaches_out(timeout) and self.flush(timeout))
+        flushed = self._buffer.empty or (
+            (self._reaches_out(timeout) or self._spool is not None) and self.flush(timeout)
+        )
         self._goodbye = reason
         self._stopping = True
         if self._awake():
@@ -224,6 +256,10 @@ class Sender:
         for descriptor in (self._wake_in, self._wake_out):
             if descriptor >= 0:
                 os.close(descriptor)
+        if self._spool is not None:
+            self._spool.abandon()
+        if self._adopter is not None:
+            self._adopter.abandon()
 
     # ------------------------------------------------------------ waiting
 
@@ -258,7 +294,7 @@ class Sender:
             self._tell_news()
         if not any(waiter.done for waiter in self._waiters):
             remaining = deadline - time.monotonic()
-            _poll(connection, None, max(min(remaining, 0.02), 0.0))
+            wait(connection, None, max(min(remaining, 0.02), 0.0))
 
     # ------------------------------------------------------------ the thread
 
@@ -327,20 +363,21 @@ class Sender:
             listens = self._waiters or self._state is State.GREETING
             if connection is not None and not listens and not connection.busy:
                 connection = None
-            _poll(connection, self._wake_in, SHARE_SECONDS)
+            wait(connection, self._wake_in, SHARE_SECONDS)
             return idle
         if not self._buffer.open:  # else: appended by somebody who saw us awake
-            _poll(self._connection, self._wake_in, max(self._due_in(time.monotonic()), 0.0))
+            wait(self._connection, self._wake_in, max(self._due_in(time.monotonic()), 0.0))
         return idle
 
     def _due_in(self, now: float) -> float:
         match self._state:
             case State.READY:
-                return self._beat_at - now
+                due = self._beat_at - now
             case State.GREETING:
-                return self._greeting_until - now
+                due = self._greeting_until - now
             case State.DOWN:
-                return self._retry_at - now
+                due = self._retry_at - now
+        return due if self._spool is None else min(due, self._spool.due_in(now))
 
     def _leave(self) -> None:
         """Say goodbye where the line is free for it, and let go."""
@@ -353,6 +390,10 @@ class Sender:
             except Gone:
                 pass  # the service went first
         self._drop_connection()
+        if self._spool is not None:
+            self._spool.close()
+        if self._adopter is not None:
+            self._adopter.stop()
         self.parked = True
 
     def _tell_news(self) -> None:
@@ -370,7 +411,10 @@ class Sender:
             # what was read is unknown; on a new connection the numbers tell.
             self._drop_connection()
         self._in_step = True
+        self._steps += 1
         self._buffer.form_all(wall_clock(), after_each=self._look_at_floods)
+        if self._spool is not None:
+            self._spool.keep(now)
         try:
             self._exchange(now)
         except Gone as why:
@@ -379,6 +423,8 @@ class Sender:
             self._lost(now, f"it refuses: {why}", retry=REFUSED_RETRY)
         except Foreign:
             self._lost(now, "what answers there is another program", retry=REFUSED_RETRY)
+        if self._spool is not None:
+            self._spool.keep(now)  # again: what was acknowledged need not be there
         for waiter in list(self._waiters):
             waiter.look()
         self._in_step = False
@@ -412,7 +458,8 @@ class Sender:
             elif message.get("method") == "worker.control":
                 self._host.obey(dict(message["params"]))
             elif message.get("id") == "hello" and "result" in message:
-                self._greeted(_number(message["result"]["acked"]), now)
+                result = message["result"]
+                self._greeted(_number(result["acked"]), result.get("node"), now)
             elif message.get("id") in self._calls:
                 self._calls[message["id"]] = message
             elif "error" in message:
@@ -420,7 +467,11 @@ class Sender:
         except (AttributeError, KeyError, TypeError, ValueError):
             raise Foreign from None
 
-    def _greeted(self, acked: int, now: float) -> None:
+    def _greeted(self, acked: int, node: str | None, now: float) -> None:
+        if self._spool is not None:
+            self._spool.met(node)
+        if self._adopter is not None:
+            self._adopter.met(node)
         self._buffer.resume(acked)
         self._position = acked
         self._state = State.READY
@@ -436,6 +487,8 @@ class Sender:
         self._say("refused", f"the metrics service refused a message: {why}")
 
     def _transmit(self, connection: Connection, now: float) -> None:
+        if self._adopter is not None:
+            self._adopter.look_when_due(now)
         self._beat_when_due(now)
         while not connection.busy:
             message = self._buffer.after(self._position)
@@ -496,17 +549,3 @@ def _number(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError
     return value
-
-
-def _poll(connection: Connection | None, wake: int | None, timeout: float) -> None:
-    """Wait for the socket, for a wake-up, or for the time."""
-    poll = select.poll()
-    if wake is not None:
-        poll.register(wake, select.POLLIN)
-    if connection is not None and connection.socket.fileno() >= 0:
-        events = select.POLLIN | (select.POLLOUT if connection.busy else 0)
-        poll.register(connection.socket, events)
-    ready = poll.poll(timeout * 1000)
-    if any(descriptor == wake for descriptor, _event in ready):
-        assert wake is not None
-        os.read(wake, 4096)
