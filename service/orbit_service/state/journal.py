@@ -287,14 +287,14 @@ class Journal:
         """After a failure: a file that is gone or another is made anew, and filled from memory."""
         if not self._opened:
             return
+        file = self._store.file
         try:
-            self._store.check()
-        except StoreFailed:
-            try:
-                self._store.open()
-            except (StoreFailed, StateInUse) as why:
-                self._failed(str(why))
-                return
+            saved = self._store.open()
+        except (StoreFailed, StateInUse) as why:
+            self._failed(str(why))
+            return
+        # The next row may be there already, if only the word of it was lost.
+        if self._store.file != file or saved.position not in (self._position, self._position + 1):
             with self._condition:
                 self._let_go()
             logger.warning("the state in {} was lost; it is written anew", self._store.folder)

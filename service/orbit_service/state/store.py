@@ -62,13 +62,17 @@ class Store:
         self.aside: str | None = None  # where a file that could not be used was put, and why
         self._lock: int | None = None
         self._database: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None
+        self.file: tuple[int, int] | None = None  # the identity of the open file
 
     # ------------------------------------------------------------ opening
 
     def open(self) -> Saved:
-        """Open or make the file, and read it. Raises StoreFailed, and StateInUse."""
-        self.close()
+        """Open or make the file, and read it. Raises StoreFailed, and StateInUse.
+
+        Again after a failure too: a connection that found a file read-only, or
+        broken, stays as it is.
+        """
+        self._close_database()
         with _explained():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._take_lock()
@@ -82,6 +86,11 @@ class Store:
 
     def _take_lock(self) -> None:
         # Of the directory itself: it needs no file of its own, and none can be deleted.
+        if self._lock is not None:
+            if os.path.samestat(os.fstat(self._lock), self.folder.stat()):
+                return
+            os.close(self._lock)
+            self._lock = None
         self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +105,7 @@ class Store:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         self._migrate(database)
-        self._file = self._identity()
+        self.file = self._identity()
         rows = database.execute("SELECT position, state FROM checkpoint").fetchall()
         position, checkpoint = rows[0] if rows else (0, None)
         journal = database.execute(
@@ -139,7 +148,7 @@ class Store:
         if database is None:
             raise StoreFailed(f"{self.path} is not open")
         with _explained():
-            if self._identity() != self._file:
+            if self._identity() != self.file:
                 raise StoreFailed(f"{self.path} was deleted or replaced")
             try:
                 database.execute("BEGIN IMMEDIATE")
@@ -160,7 +169,7 @@ class Store:
     def check(self) -> None:
         """Raise StoreFailed when the file is no longer there."""
         with _explained():
-            if self._database is None or self._identity() != self._file:
+            if self._database is None or self._identity() != self.file:
                 raise StoreFailed(f"{self.path} was deleted or replaced")
 
     def _identity(self) -> tuple[int, int]:
