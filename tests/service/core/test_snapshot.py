@@ -21,7 +21,13 @@ from builders import (
     an_error,
 )
 from orbit_rpc_schema.messages import Step
-from orbit_rpc_schema.procedures import Metrics, RecentRunsParams, RunView, Selection
+from orbit_rpc_schema.procedures import (
+    LedgerParams,
+    Metrics,
+    RecentRunsParams,
+    RunView,
+    Selection,
+)
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 
@@ -493,3 +499,85 @@ def test_the_intake_tells_what_became_of_every_result(collector: Collector) -> N
 
     assert (answer.counted, answer.repeated, answer.late) == (1, 1, 0)
     assert (answer.refused, answer.dropped, answer.faults) == ({"too long": 4}, {"full": 3}, {})
+
+
+# ---------------------------------------------------------------- in flight, and waiting
+
+
+def test_a_worker_tells_its_oldest_run_in_flight(collector: Collector) -> None:
+    starts = [a_start("r1", started_at=T0 - MINUTE), a_start("r2", started_at=T0 - HOUR)]
+    collector.record(a_session(collector), a_record(1, started=starts), T0)
+
+    [view] = snapshot.worker_list(collector)
+    assert (view.in_flight, view.oldest_in_flight) == (2, T0 - HOUR)
+
+
+def test_waiting_times_are_of_the_runs_that_tell_theirs(collector: Collector) -> None:
+    waits = [a_result("r1", wait_us=10_499), a_result("r2", wait_us=30_500), a_result("r3")]
+    collector.record(a_session(collector), a_record(1, *waits), T0)
+
+    [view] = snapshot.worker_list(collector)
+    assert (view.avg_wait_time, view.max_wait_time) == (20, 31)
+
+
+# ---------------------------------------------------------------- service.ledger
+
+
+def test_the_ledger_tells_what_became_of_every_result(collector: Collector) -> None:
+    for name in ("s1", "s2"):
+        session = a_session(collector, name)
+        collector.record(session, a_record(1, a_result("r1"), recorded=2, dropped={"full": 1}), T0)
+    collector.disconnect(collector.sessions["s1"], "done", T0 + SECOND)
+
+    answer = snapshot.ledger(collector, LedgerParams())
+    assert answer.total.model_dump() == {
+        "recorded": 4,
+        "counted": 1,
+        "repeated": 1,
+        "late": 0,
+        "refused": {},
+        "dropped": {"full": 2},
+        "waiting": 0,
+        "forgotten": 0,
+    }
+    assert [(s.session, s.connected, s.repeated) for s in answer.sessions] == [
+        ("s1", False, 0),
+        ("s2", True, 1),
+    ]
+    assert answer.balanced
+
+
+def test_what_was_recorded_and_has_not_come_is_waiting(collector: Collector) -> None:
+    collector.heartbeat(a_session(collector), a_heartbeat(1, recorded=7), T0)
+
+    assert snapshot.ledger(collector, LedgerParams()).total.waiting == 7
+
+
+def test_a_book_below_zero_is_no_balance(collector: Collector) -> None:
+    collector.record(a_session(collector), a_record(1, a_batch(MS, MS), recorded=1), T0)
+
+    assert not snapshot.ledger(collector, LedgerParams()).balanced
+
+
+def test_what_a_lost_state_had_counted_is_forgotten_and_in_no_sum(collector: Collector) -> None:
+    collector.record(a_session(collector), a_record(9, a_batch(MS), recorded=1001), T0)
+
+    total = snapshot.ledger(collector, LedgerParams()).total
+    assert (total.forgotten, total.recorded, total.counted, total.waiting) == (1000, 1, 1, 0)
+
+
+def test_a_first_message_after_drops_is_no_lost_state(collector: Collector) -> None:
+    dropped = {"buffer full": 1000}
+    message = a_record(9, a_batch(MS), recorded=1001, dropped=dropped)
+    collector.record(a_session(collector), message, T0)
+
+    total = snapshot.ledger(collector, LedgerParams()).total
+    assert (total.forgotten, total.recorded, total.dropped) == (0, 1001, dropped)
+
+
+def test_the_ledger_is_of_the_sessions_that_are_asked_for(collector: Collector) -> None:
+    for n in range(5):
+        a_session(collector, f"s{n}", worker=f"w{n % 2}", now_ms=T0 + n)
+
+    answer = snapshot.ledger(collector, LedgerParams(worker="w0", limit=2))
+    assert [session.session for session in answer.sessions] == ["s4", "s2"]
