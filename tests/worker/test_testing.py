@@ -145,3 +145,13 @@ def test_it_forgets_when_told(forget):
 
     assert client.runs == []
     assert client.get_metrics() == DerivedMetrics()
+
+
+def test_the_raw_counters_tell_the_same_runs() -> None:
+    client = CapturingClient()
+    for duration_ms, success in ((1, True), (2.5, False)):
+        client.record_run(duration_ms, success)
+
+    raw = client.get_metrics_snapshot().raw
+    assert (raw.runs_executed, raw.runs_succeeded, raw.runs_failed) == (2, 1, 1)
+    assert (raw.total_execution_time, raw.min_execution_time, raw.max_execution_time) == (4, 1, 3)

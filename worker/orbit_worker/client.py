@@ -244,7 +244,7 @@ class MetricsClient:
         safe = self._sender.close(timeout, "exit")
         if safe and self._spool is None:
             return True
-        waiting = len(self._buffer.open) + self._buffer.unacknowledged
+        waiting = sum(1 for _ in self._buffer.results()) + self._buffer.unacknowledged
         where = f"waiting in {self._spool.path}" if safe and self._spool is not None else "waiting"
         if waiting or not safe:
             log.warning(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import orbit_worker
 from orbit_worker.buffer import Result
 from orbit_worker.client import MetricsClient
-from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot
+from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, RawMetrics
 from orbit_worker.sender import Sender
 
 
@@ -74,7 +74,17 @@ class CapturingClient(MetricsClient):
         failed = sum(not run.success for run in runs)
         # As the wire has them: sums and bounds are of whole microseconds.
         durations_us = [int(float(run.duration_ms) * 1000 + 0.5) for run in runs]
+        shortest = _rounded(min(durations_us, default=0), 1000)
+        longest = _rounded(max(durations_us, default=0), 1000)
         return MetricsSnapshot(
+            raw=RawMetrics(
+                runs_executed=len(runs),
+                runs_succeeded=len(runs) - failed,
+                runs_failed=failed,
+                total_execution_time=_rounded(sum(durations_us), 1000),
+                min_execution_time=shortest,
+                max_execution_time=longest,
+            ),
             derived=DerivedMetrics(
                 total_runs=len(runs),
                 total_failed=failed,
@@ -82,9 +92,9 @@ class CapturingClient(MetricsClient):
                 error_rate=_percent(failed, len(runs)),
                 success_rate=_percent(len(runs) - failed, len(runs)),
                 avg_execution_time=_rounded(sum(durations_us), len(runs) * 1000),
-                min_execution_time=_rounded(min(durations_us, default=0), 1000),
-                max_execution_time=_rounded(max(durations_us, default=0), 1000),
-            )
+                min_execution_time=shortest,
+                max_execution_time=longest,
+            ),
         )
 
 

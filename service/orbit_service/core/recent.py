@@ -49,6 +49,8 @@ class Column:
     @property
     def text(self) -> int:
         """Characters of the errors in it."""
+        if not self.details:
+            return 0  # asked with each column that comes
         errors = [detail.error for detail in self.details.values() if detail.error]
         return sum(len(error.message) + len(error.traceback or "") for error in errors)
 
