@@ -108,9 +108,20 @@ class Workers:
         if self._suspects.pop(session_id, None) is None:
             return
         session = self.collector.sessions.get(session_id)
-        if session is not None:
-            self.intake.lose(session, self.clock())
-            logger.warning("worker {} lost: {}, session {}", session.worker, why, session.id)
+        if session is None:
+            return
+        runs = len(session.running)
+        self.intake.lose(session, self.clock())
+        # One of many that ends with nothing in hand is the usual way of forked children.
+        usual = not runs and self.collector.workers[session.worker].life is not None
+        logger.log(
+            "DEBUG" if usual else "WARNING",
+            "worker {} lost a process, with {} runs in flight: {}, session {}",
+            session.worker,
+            runs,
+            why,
+            session.id,
+        )
 
     def expire(self) -> None:
         """Give up sessions that have been away too long; to be called several times a second."""
