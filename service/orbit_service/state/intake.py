@@ -117,7 +117,8 @@ class Intake:
     def checkpoint(self) -> None:
         """Hand the whole state to the journal."""
         if self.journal is not None:
-            self.journal.checkpoint(dump(self.collector))
+            marks = {session.id: session.acked for session in self.collector.sessions.values()}
+            self.journal.checkpoint(dump(self.collector), marks)
 
     def checkpoint_when_due(self) -> None:
         if self.journal is not None and self.journal.wants_checkpoint():

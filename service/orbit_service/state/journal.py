@@ -120,8 +120,8 @@ class Journal:
     def _hand_over(self) -> None:
         with self._condition:
             batch = self._next
-            batch.marks.update(self._marks)
             if not self._needs_checkpoint:
+                batch.marks.update(self._marks)
                 batch.events += map(msgspec.Raw, self._events)
                 batch.size += sum(map(len, self._events))
                 if batch.size > MAX_PENDING:
@@ -135,14 +135,15 @@ class Journal:
         self._hand_over()
         return [bytes(event) for event in self._next.events]
 
-    def checkpoint(self, state: bytes) -> None:
-        """Write the state as it is now; it holds every event so far."""
+    def checkpoint(self, state: bytes, marks: Marks) -> None:
+        """Write the state as it is now; it holds every event so far, `marks` of all sessions."""
         with self._condition:
             self._hand_over()
             self._adopting = False
             self._next.events.clear()
             self._next.size = 0
             self._next.checkpoint = state
+            self._next.marks.update(marks)
             self._needs_checkpoint = self._asked = False
             self._since_checkpoint = 0
             self._condition.notify()
@@ -160,7 +161,7 @@ class Journal:
         """Write the state once more and end the thread; waits for it."""
         with self._condition:
             if not self._adopting:
-                self.checkpoint(state)
+                self.checkpoint(state, {})
             self._stopping = True
             self._condition.notify()
         self._thread.join(STOP_SECONDS)
@@ -255,8 +256,9 @@ class Journal:
                     self._let_go()
 
     def _let_go(self) -> None:
-        """Forget the events that wait; the checkpoint that has to come holds them."""
+        """Forget what waits; the checkpoint that has to come holds it."""
         self._next.events.clear()
+        self._next.marks.clear()
         self._next.size = 0
         self._next.checkpoint = None
         self._needs_checkpoint, self._asked = True, False
