@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-once test check format lock clean
+.PHONY: demo demo-once test chaos check format lock clean
 
 demo: .venv/ready
 	$(BIN)/orbit-metrics demo
@@ -13,6 +13,13 @@ demo-once: .venv/ready
 # Most tests wait for processes and sockets: more of them at once than there are cores.
 test: .venv/ready
 	$(BIN)/pytest -n 4
+
+# The long form of tests/acceptance/test_chaos.py: N random kills in a row. Without a SEED
+# one is drawn; it is printed, and a round that fails says how to run it again.
+N ?= 200
+SEED ?=
+chaos: .venv/ready
+	$(BIN)/python tests/acceptance/chaos.py --kills $(N) $(if $(SEED),--seed $(SEED))
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

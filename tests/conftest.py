@@ -12,10 +12,10 @@ import pytest
 from hypothesis import settings
 
 from orbit_rpc_schema.caller import call
-from orbit_service.app import Service
+from orbit_service.app import Service, wall_clock
+from orbit_service.rpc.handlers import Clock
 from orbit_service.settings import Settings
 from orbit_worker.client import MetricsClient
-
 
 # The machine may do much else; what is asserted is never a time.
 settings.register_profile("any machine", deadline=None)
@@ -34,8 +34,9 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 class RunningService:
     """A real service in a thread of this process, with its socket and HTTP address."""
 
-    def __init__(self, socket: Path, **settings: Any) -> None:
+    def __init__(self, socket: Path, clock: Clock = wall_clock, **settings: Any) -> None:
         self.socket = socket
+        self._clock = clock
         self._settings = {"ORBIT_SOCKET": socket, "ORBIT_HTTP": "127.0.0.1:0", **settings}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -44,7 +45,7 @@ class RunningService:
 
     def start(self) -> None:
         async def start() -> Service:
-            service = Service(Settings(**self._settings))
+            service = Service(Settings(**self._settings), self._clock)
             await service.start()
             return service
 

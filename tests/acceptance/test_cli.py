@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -258,10 +259,16 @@ def test_a_signal_ends_the_service_cleanly(tmp_path, number):
 
 
 @pytest.fixture
-def demo(tmp_path):
+def temporary():
+    """A temporary directory whose path leaves room for that of a socket below it."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def demo(tmp_path, temporary):
     """A demo that has started its service and its worker, in a temporary directory of its own."""
-    temporary, log = tmp_path / "temporary", tmp_path / "log"
-    temporary.mkdir()
+    log = tmp_path / "log"
     with (
         log.open("wb") as stderr,
         subprocess.Popen(
@@ -278,9 +285,7 @@ def demo(tmp_path):
 
 
 def children_of(pid: int) -> list[int]:
-    listed = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid="], text=True)
-    pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-    return [child for child, parent in pairs if parent == pid]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,7 @@ def children_of(pid: int) -> list[int]:
         pytest.param([signal.SIGHUP, signal.SIGTERM], id="SIGHUP and then SIGTERM"),
     ],
 )
-def test_a_signal_ends_the_demo_and_all_that_it_started(tmp_path, demo, numbers):
+def test_a_signal_ends_the_demo_and_all_that_it_started(tmp_path, temporary, demo, numbers):
     children = children_of(demo.pid)
     for number in numbers:
         demo.send_signal(number)
@@ -298,7 +303,7 @@ def test_a_signal_ends_the_demo_and_all_that_it_started(tmp_path, demo, numbers)
     assert demo.wait(40) == 128 + numbers[0]
     assert len(children) == 2
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
