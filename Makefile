@@ -12,7 +12,7 @@ demo-once: .venv/ready
 
 # Most tests wait for processes and sockets: more of them at once than there are cores.
 test: .venv/ready
-	$(BIN)/pytest -n 4
+	$(BIN)/pytest -n 4 --dist worksteal
 
 # The long form of tests/acceptance/test_chaos.py: N random kills in a row. Without a SEED
 # one is drawn; it is printed, and a round that fails says how to run it again.
@@ -26,7 +26,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 4
+	$(BIN)/pytest -n 4 --dist worksteal
 
 format: .venv/ready
 	$(BIN)/ruff format .

@@ -16,6 +16,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "worker.sock"
+        self.http = "none"  # the service starts in two thirds of the time without
         self._folder = folder
         self._processes: list[subprocess.Popen[str]] = []
 
@@ -55,7 +56,7 @@ class House:
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command,
-            env=environment(self._folder, ORBIT_WORKER_NAME="crew"),
+            env=environment(self._folder, ORBIT_WORKER_NAME="crew", ORBIT_HTTP=self.http),
             cwd=self._folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 
-from aiohttp import web
 from loguru import logger
 
 from orbit_rpc_schema.errors import Explained
@@ -30,7 +29,6 @@ from orbit_service.state.checkpoint import dump
 from orbit_service.state.intake import Intake, opened
 from orbit_service.state.journal import Journal, Loop
 from orbit_service.state.store import Saved, Store
-from orbit_service.transport.http import HttpOptions, make_app
 from orbit_service.transport.listen import bind, unlink
 from orbit_service.transport.peers import Admission
 from orbit_service.transport.unix import UnixServer
@@ -169,6 +167,11 @@ class Service:
         self.workers.await_return()
 
     async def _start_http(self, address: Address, stack: AsyncExitStack) -> None:
+        # A third of the time that a start takes, which a service without HTTP saves.
+        from aiohttp import web
+
+        from orbit_service.transport.http import HttpOptions, make_app
+
         options = HttpOptions(VERSION, local=address.is_loopback, token=self.settings.token)
         app = make_app(self.dispatcher, options, ready=lambda: self.ready, health=self.health)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)

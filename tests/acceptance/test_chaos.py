@@ -136,10 +136,9 @@ while True:
 # ---------------------------------------------------------------- random faults
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_after_random_kills_the_books_are_what_was_recorded(seed):
+def test_after_random_kills_the_books_are_what_was_recorded():
     ended = subprocess.run(
-        [sys.executable, HERE / "chaos.py", "--kills", "12", "--seed", str(seed)],
+        [sys.executable, HERE / "chaos.py", "--kills", "12", "--seed", "1"],
         capture_output=True,
         text=True,
         timeout=120,

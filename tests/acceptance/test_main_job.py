@@ -67,6 +67,7 @@ def recomputed(uptime_seconds: int) -> dict[str, Any]:
 @pytest.fixture
 def busy(house: House) -> House:
     """A service with three workers that have recorded and are still there."""
+    house.http = "127.0.0.1:0"
     house.serve()
     workers = [house.worker(RECORD, str(seed), str(RUNS)) for seed in range(WORKERS)]
     for worker in workers:
