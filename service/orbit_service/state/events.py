@@ -8,6 +8,7 @@ read from the disk. Bodies are kept in the form in which they came, JSON.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -41,7 +42,7 @@ class UnknownSession(Exception):
     """An event of a session that is not open: something before it is missing."""
 
 
-encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
 _events = msgspec.msgpack.Decoder(Event)
 _rows = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _bodies: dict[str, msgspec.json.Decoder[Any]] = {
@@ -53,14 +54,22 @@ _bodies: dict[str, msgspec.json.Decoder[Any]] = {
 }
 
 
-def events_of(row: bytes) -> list[msgspec.Raw]:
-    """The events of one row of the journal, each still encoded."""
-    return _rows.decode(row)
+def row_of(events: list[Event]) -> bytes:
+    """One row of the journal."""
+    return _encode(events)
 
 
-def apply_again(collector: Collector, encoded: bytes | msgspec.Raw) -> None:
+def events_of(row: bytes) -> Iterator[Event | Exception]:
+    """The events of one row, or why one of them cannot be read. Raises msgspec.DecodeError."""
+    for encoded in _rows.decode(row):
+        try:
+            yield _events.decode(encoded)
+        except msgspec.DecodeError as error:
+            yield error
+
+
+def apply_again(collector: Collector, event: Event) -> None:
     """Tell the collector what it was told. Raises for what cannot be read or fits nowhere."""
-    event = _events.decode(encoded)
     body: Any = _bodies[event.kind].decode(event.body) if event.kind in _bodies else None
     if event.kind == "connect":
         collector.connect(body, event.at_ms)

@@ -18,7 +18,7 @@ from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
 from orbit_service.core.sessions import Session
 from orbit_service.state.checkpoint import Unreadable, dump, load
-from orbit_service.state.events import Event, Kind, Uncounted, apply_again, encode, events_of
+from orbit_service.state.events import Event, Kind, Uncounted, apply_again, events_of
 from orbit_service.state.journal import Journal, Marks
 from orbit_service.state.store import Saved, Store, StoreFailed
 
@@ -100,8 +100,7 @@ class Intake:
         if self.journal is None:
             session.durable = session.acked
             return
-        event = Event(kind, now_ms, session.id, body)
-        self.journal.append(encode(event), session.id, session.acked)
+        self.journal.append(Event(kind, now_ms, session.id, body), session.acked)
 
     # ------------------------------------------------------------ what is on the disk
 
@@ -175,18 +174,19 @@ def restored(saved: Saved, node: str) -> Collector:
         load(saved.checkpoint, collector)
     for row in saved.journal:
         try:
-            events = events_of(row)
+            for event in events_of(row):
+                _apply(collector, event)
         except msgspec.DecodeError as error:
             _set_aside(collector, error)
-            continue
-        for event in events:
-            _apply(collector, event)
     for session in collector.sessions.values():
         session.durable = session.written = session.acked
     return collector
 
 
-def _apply(collector: Collector, event: bytes | msgspec.Raw) -> None:
+def _apply(collector: Collector, event: Event | Exception) -> None:
+    if isinstance(event, Exception):
+        _set_aside(collector, event)
+        return
     try:
         apply_again(collector, event)
     except Exception as error:  # noqa: BLE001  # one that cannot be told must not stop the others

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import msgspec
 from loguru import logger
 
+from orbit_service.state.events import Event, row_of
 from orbit_service.state.store import Saved, StateInUse, Store, StoreFailed
 
 # After a commit the writer rests nine times as long as it took, so that it works a
@@ -27,6 +27,7 @@ from orbit_service.state.store import Saved, StateInUse, Store, StoreFailed
 # a slow disk is not kept busy. What comes meanwhile shares the next transaction.
 REST = 9.0
 LONGEST_REST = 0.2
+EVENT_BYTES = 100  # of an event besides its body, about
 MAX_PENDING = 16 * 1_048_576  # bytes of events that wait for the disk
 CHECKPOINT_BYTES = 16 * 1_048_576  # of journal; more would make the next start slow
 CHECK_SECONDS = 2.0  # an idle writer looks whether its file is still there
@@ -41,7 +42,7 @@ Marks = dict[str, int]  # by session: the highest sequence number
 class _Batch:
     """What has gathered for one transaction."""
 
-    events: list[msgspec.Raw] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     size: int = 0
     marks: Marks = field(default_factory=dict)
     checkpoint: bytes | None = None
@@ -86,7 +87,8 @@ class Journal:
         self._position = position
         self._opened = trouble is None
         self._adopting = False  # the loop reads what was saved; nothing is written meanwhile
-        self._events: list[bytes] = []  # of this turn of the loop
+        self._events: list[Event] = []  # of this turn of the loop
+        self._size = 0
         self._marks: Marks = {}
         self._condition = threading.Condition(threading.RLock())
         self._next = _Batch()
@@ -104,10 +106,11 @@ class Journal:
 
     # ------------------------------------------------------------ the loop's side
 
-    def append(self, event: bytes, session: str, seq: int) -> None:
-        """Something happened; with it, `session` has got to `seq`."""
+    def append(self, event: Event, seq: int) -> None:
+        """Something happened; with it, the session has got to `seq`."""
         self._events.append(event)
-        self.mark(session, seq)
+        self._size += len(event.body) + EVENT_BYTES
+        self.mark(event.session, seq)
 
     def mark(self, session: str, seq: int) -> None:
         """`session` has got to `seq` without an event: it counts with what came before."""
@@ -122,18 +125,19 @@ class Journal:
             batch = self._next
             if not self._needs_checkpoint:
                 batch.marks.update(self._marks)
-                batch.events += map(msgspec.Raw, self._events)
-                batch.size += sum(map(len, self._events))
+                batch.events += self._events
+                batch.size += self._size
                 if batch.size > MAX_PENDING:
                     self._let_go()
             self._events.clear()
+            self._size = 0
             self._marks.clear()
             self._condition.notify()
 
-    def pending(self) -> list[bytes]:
+    def pending(self) -> list[Event]:
         """The events that wait, for `Loop.opened` to be told again."""
         self._hand_over()
-        return [bytes(event) for event in self._next.events]
+        return list(self._next.events)
 
     def checkpoint(self, state: bytes, marks: Marks) -> None:
         """Write the state as it is now; it holds every event so far, `marks` of all sessions."""
@@ -155,7 +159,7 @@ class Journal:
     @property
     def waiting(self) -> int:
         """Bytes that are not on the disk yet."""
-        return self._next.size + sum(map(len, self._events))
+        return self._next.size + self._size
 
     def stop(self, state: bytes) -> None:
         """Write the state once more and end the thread; waits for it."""
@@ -214,7 +218,7 @@ class Journal:
             return batch
 
     def _write(self, batch: _Batch) -> None:
-        events = msgspec.msgpack.encode(batch.events) if batch.events else None
+        events = row_of(batch.events) if batch.events else None
         began = time.monotonic()
         try:
             self._put(batch.checkpoint, events)

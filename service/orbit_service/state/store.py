@@ -21,6 +21,7 @@ from orbit_rpc_schema.errors import Explained
 
 FILE = "state.sqlite"
 SCHEMA = 1  # of the tables; what is in the blobs carries a version of its own
+PAGE = 16_384
 BUSY_SECONDS = 1.0  # how long a lock of somebody else is waited for, in the writer's thread
 
 _TABLES = """
@@ -102,6 +103,8 @@ class Store:
             self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
         self._database = database
+        # Of a new file: rows of a loaded service are large.
+        database.execute(f"PRAGMA page_size={PAGE}")
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         self._migrate(database)
