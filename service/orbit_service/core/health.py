@@ -23,6 +23,7 @@ HOUR_MS = 3_600_000
 WARNING_PERCENT = 10
 ERROR_PERCENT = 50
 MAX_STUCK = 100
+MAX_NAMED = 5  # workers in a sentence
 
 
 def health(
@@ -72,21 +73,32 @@ def _failures(collector: Collector, now_ms: int) -> Iterator[Finding]:
 
 
 def _lost_workers(collector: Collector) -> Iterator[Finding]:
-    for worker in collector.workers.values():
-        if worker.life is None and worker.last_life and worker.last_life.lost:
-            yield "error", f"worker {worker.name} was lost and has not come back"
+    lost = {
+        worker.name
+        for worker in collector.workers.values()
+        if worker.life is None and worker.last_life and worker.last_life.lost
+    }
+    yield from _named("error", lost, "was lost and has not come back")
 
 
 def _silent_workers(collector: Collector, now_ms: int) -> Iterator[Finding]:
     silent_ms = int(SILENT_AFTER_SECONDS * 1000)
-    for name in sorted(
-        {
-            session.worker
-            for session in collector.sessions.values()
-            if session.last_seen_ms <= now_ms - silent_ms
-        }
-    ):
-        yield "warning", f"worker {name} has been silent for more than {SILENT_AFTER_SECONDS:g} s"
+    silent = {
+        session.worker
+        for session in collector.sessions.values()
+        if session.last_seen_ms <= now_ms - silent_ms
+    }
+    said = f"has been silent for more than {SILENT_AFTER_SECONDS:g} s"
+    yield from _named("warning", silent, said)
+
+
+def _named(status: Status, workers: set[str], said: str) -> Iterator[Finding]:
+    """A sentence for each of the first few; of a thousand nobody reads all."""
+    names = sorted(workers)
+    for name in names[:MAX_NAMED]:
+        yield status, f"worker {name} {said}"
+    if len(names) > MAX_NAMED:
+        yield status, f"so it is with {len(names) - MAX_NAMED} more"
 
 
 def _stuck_runs(collector: Collector, stuck_after_ms: int, now_ms: int) -> list[StuckRun]:

@@ -161,3 +161,12 @@ def test_what_is_worse_comes_first_and_the_rest_is_still_said(collector: Collect
     assert found.message == (
         "Worker crawler was lost and has not come back; 10.00 % of the last hour's 10 runs failed"
     )
+
+
+def test_of_many_the_first_few_are_named(collector: Collector) -> None:
+    for n in range(8):
+        a_session(collector, f"s{n}", worker=f"w{n}")
+
+    message = looked_at(collector, T0 + MINUTE).message
+    assert message.count("has been silent") == 5
+    assert message.endswith("; so it is with 3 more")
