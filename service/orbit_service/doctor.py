@@ -89,6 +89,12 @@ def _service(info: Json, workers: list[Json]) -> Iterator[Finding]:
         f"service: orbit-metrics {info['version']} on node {info['node']}, pid {info['pid']}, "
         f"protocol {info['protocol']} (here {PROTOCOL}), http {info['http'] or 'none'}",
     )
+    if state := info["state"]:
+        trouble = state["trouble"]
+        text = f"state: {state['path']}"
+        yield Finding(trouble is None, text if trouble is None else f"{text}: {trouble}")
+    else:
+        yield Finding(True, "state: memory only")
     connected = [worker["name"] for worker in workers if worker["connected"]]
     yield Finding(True, f"connected workers: {', '.join(connected) or 'none'}")
     for kind in ("refused", "dropped", "faults"):

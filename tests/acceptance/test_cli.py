@@ -143,7 +143,14 @@ def test_healthcheck_is_bad_without_a_service(tmp_path):
 def test_doctor_sees_both_sides(tmp_path, service, a_run):
     printed = success(command(tmp_path, "doctor"))
     assert "BAD" not in printed
-    for part in (str(service.socket), "mode 0600", "uid", "protocol 1", "connected workers: tests"):
+    for part in (
+        str(service.socket),
+        "mode 0600",
+        "uid",
+        "protocol 1",
+        "memory only",
+        "connected workers: tests",
+    ):
         assert part in printed
 
 
