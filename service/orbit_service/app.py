@@ -116,7 +116,7 @@ class Service:
             uptime_seconds=(self.clock() - self.started_ms) // 1000,
             connections=len(self._unix.connections) if self._unix else 0,
             workers_connected=self.collector.workers_connected(),
-            series=self.collector.series_count(),
+            series=len(self.collector.pairs),
             intake=snapshot.intake(self.collector),
             state=self._state_info(),
         )

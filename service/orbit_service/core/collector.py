@@ -23,9 +23,12 @@ from orbit_rpc_schema.messages import (
     Start,
 )
 from orbit_rpc_schema.wire import LIMITS, MAX_AHEAD_MS, MAX_RUNNING, WORKER_LOST, as_name
+from orbit_service.core import cardinality
+from orbit_service.core.cardinality import Places
 from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
 from orbit_service.core.ended import EndedRuns, Verdict
 from orbit_service.core.ledger import Ledger
+from orbit_service.core.outbox import ErrorText, Key, Outbox
 from orbit_service.core.recent import KEPT_MS as RECENT_MS
 from orbit_service.core.recent import Column, RecentRuns
 from orbit_service.core.sessions import InFlight, Session, Worker
@@ -39,10 +42,8 @@ KEPT_SESSION_MS = 24 * 3_600_000
 # Names of workers that are not connected; the one that ended first goes first.
 KEPT_WORKERS = 2_000
 KEPT_WORKER_MS = 24 * 3_600_000
-# (worker, pipeline) pairs of the living; what is over folds into one named series.
-MAX_SERIES = 2_000
-KEPT_PIPELINES = 10 * MAX_SERIES  # pairs by name alone, those of ended lives too
-FOLDED = "(other pipelines)"
+KEPT_PIPELINES = 20_000  # pairs by name alone, those of ended lives too
+MAX_ERROR_TRACEBACK = 4_000  # characters that the history keeps of an error type's newest
 
 
 class Collector:
@@ -59,6 +60,14 @@ class Collector:
         self.ended_sessions: OrderedDict[str, Session] = OrderedDict()
         self.pipelines_seen: OrderedDict[tuple[str, str], None] = OrderedDict()  # with the worker
         self.lives = 0  # begun; the number of the newest
+        self.outbox = Outbox()
+        # A life keeps the totals of all that it ran, however long ago.
+        self.pairs: Places[tuple[str, str]] = Places(
+            cardinality.MAX_PAIRS, lambda pair: not self._lives(*pair)
+        )
+        self.versions: Places[Key] = Places(cardinality.MAX_VERSIONS)
+        self.steps: Places[Key] = Places(cardinality.MAX_STEPS)
+        self.errors: Places[Key] = Places(cardinality.MAX_ERRORS)
 
     def become(self, other: Collector) -> None:
         """Take the other's place in everything."""
@@ -96,7 +105,7 @@ class Collector:
         session.running = {}
         for start in hello.running:
             if not (known and self.ended_runs.is_lost(start.pipeline, start.id)):
-                self._run_begins(session, start)
+                self._run_begins(session, start, now_ms)
         return answer
 
     def heartbeat(self, session: Session, beat: Heartbeat, now_ms: int) -> None:
@@ -135,7 +144,7 @@ class Collector:
             raise
         self._take(session, message.seq, message.recorded, message.dropped, runs, now_ms)
         for start in message.started:
-            self._run_begins(session, start)
+            self._run_begins(session, start, now_ms)
         for number, batch in enumerate(message.batches):
             self._count(worker, session, batch, f"{session.id[:8]}.{message.seq}.{number}", now_ms)
 
@@ -207,32 +216,83 @@ class Collector:
 
     def _count(self, worker: Worker, session: Session, batch: Batch, key: str, now_ms: int) -> None:
         at_ms = batch.at if batch.at <= now_ms + MAX_AHEAD_MS else now_ms
-        stats = self._series(worker, session, batch.pipeline)
         failed = set(batch.failed)
         durations = batch.duration_us
         details = {i: mended(detail) for i, detail in batch.details.items()}
-        passed_over = self._passed_over(session, stats, batch.pipeline, details, now_ms)
+        counted = Stats()
+        passed_over = self._passed_over(session, counted, batch.pipeline, details, now_ms)
         if passed_over:
             kept = [i for i in range(len(durations)) if i not in passed_over]
             durations = [durations[i] for i in kept]
             failed = {new for new, old in enumerate(kept) if old in failed}
             details = {new: details[old] for new, old in enumerate(kept) if old in details}
-        if not durations:
-            return
-        stats.add_runs(durations, len(failed), at_ms)
+        counted.add_runs(durations, len(failed), at_ms)
         for detail in details.values():
             if detail.wait_us is not None:
-                stats.add_wait(detail.wait_us)
+                counted.add_wait(detail.wait_us)
+        window = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
+        if not durations:
+            return
+        for detail in details.values():
+            for step in detail.steps:
+                key_of_step = self._placed(
+                    self.steps, window._replace(step=step.name), "step", now_ms
+                )
+                self.outbox.stats(key_of_step, at_ms).add_step(
+                    step.duration_us, step.failed, step.attempts, at_ms
+                )
+            if detail.error is not None:
+                self._add_error(window, detail.error, at_ms, now_ms)
         self._counted(session, len(durations))
         self.last_day.add(
             Tally(len(durations), len(failed), len(durations), sum(durations)), at_ms, now_ms
         )
         worker.recent.add(Column(key, batch.pipeline, at_ms, durations, failed, details))
 
+    def _add(
+        self,
+        worker: Worker,
+        session: Session,
+        pipeline: str,
+        counted: Stats,
+        at_ms: int,
+        now_ms: int,
+    ) -> Key:
+        """Add to the totals of the life and to the window; the window's key."""
+        series = worker.series_of(session)
+        name, pipeline_key = worker.name, pipeline
+        if not self.pairs.admit((name, pipeline), now_ms):
+            pipeline_key, name = cardinality.OTHER_PIPELINES, cardinality.OTHER_WORKERS
+        self._known(series, worker, pipeline_key).merge(counted)
+        version = session.hello.version or ""
+        key = Key(name, pipeline_key, "", version)
+        if version:
+            key = self._placed(self.versions, key, "version", now_ms)
+        self.outbox.stats(key, at_ms).merge(counted)
+        return key
+
+    def _known(self, series: dict[str, Stats], worker: Worker, pipeline: str) -> Stats:
+        stats = series.get(pipeline)
+        if stats is None:
+            stats = series[pipeline] = Stats()
+            self.pipelines_seen[worker.name, pipeline] = None
+            while len(self.pipelines_seen) > KEPT_PIPELINES:
+                self.pipelines_seen.popitem(last=False)
+        return stats
+
+    def _placed(self, places: Places[Key], key: Key, field: str, now_ms: int) -> Key:
+        return key if places.admit(key, now_ms) else key._replace(**{field: f"(other {field}s)"})
+
+    def _add_error(self, window: Key, error: Error, at_ms: int, now_ms: int) -> None:
+        key = self._placed(self.errors, window._replace(error=error.type), "error", now_ms)
+        self.outbox.stats(key, at_ms).add_untimed_failure(at_ms)
+        traceback = error.traceback and error.traceback[-MAX_ERROR_TRACEBACK:]
+        self.outbox.errors[key] = ErrorText(at_ms, error.message, traceback)
+
     def _passed_over(
         self,
         session: Session,
-        stats: Stats,
+        counted: Stats,
         pipeline: str,
         details: dict[int, Detail],
         now_ms: int,
@@ -251,10 +311,10 @@ class Collector:
                 case Verdict.RUN:
                     continue
                 case Verdict.RERUN:
-                    stats.retries += 1
+                    counted.retries += 1
                     continue
                 case Verdict.ATTEMPT:
-                    stats.add_unfinished_attempt()
+                    counted.add_unfinished_attempt()
                     self._counted(session, 1)
                 case Verdict.REPEATED:
                     for ledger in (self.ledger, session.ledger):
@@ -269,12 +329,13 @@ class Collector:
         self.ledger.counted += results
         session.ledger.counted += results
 
-    def _run_begins(self, session: Session, start: Start) -> None:
+    def _run_begins(self, session: Session, start: Start, now_ms: int) -> None:
         if len(session.running) >= MAX_RUNNING:
             self.faults["running"] += 1
             return
         if self.ended_runs.start(start.pipeline, start.id):
-            self._series(self.workers[session.worker], session, start.pipeline).retries += 1
+            worker = self.workers[session.worker]
+            self._add(worker, session, start.pipeline, Stats(retries=1), now_ms, now_ms)
         session.running[start.pipeline, start.id] = InFlight(
             start.id, start.pipeline, start.started_at
         )
@@ -300,9 +361,13 @@ class Collector:
         self, worker: Worker, session: Session, run: InFlight, why: str, now_ms: int
     ) -> None:
         self.ended_runs.lose(run.pipeline, run.id, now_ms)
-        self._series(worker, session, run.pipeline).add_lost(now_ms)
+        counted = Stats()
+        counted.add_untimed_failure(now_ms)
+        key = self._add(worker, session, run.pipeline, counted, now_ms, now_ms)
+        error = Error(type=WORKER_LOST, message=why)
+        self._add_error(key, error, now_ms, now_ms)
         self.last_day.add(Tally(runs=1, failed=1), now_ms, now_ms)
-        detail = Detail(id=run.id, error=Error(type=WORKER_LOST, message=why))
+        detail = Detail(id=run.id, error=error)
         worker.recent.add(
             Column(run.id, run.pipeline, now_ms, [None], {0}, {0: detail}, run.started_ms)
         )
@@ -316,21 +381,20 @@ class Collector:
         worker.last_seen_ms = now_ms
         return worker
 
-    def _series(self, worker: Worker, session: Session, pipeline: str) -> Stats:
-        series = worker.series_of(session)
-        stats = series.get(pipeline)
-        if stats is None:
-            if self.series_count() >= MAX_SERIES:
-                self.faults["series"] += 1
-                pipeline = FOLDED
-            stats = series.setdefault(pipeline, Stats())
-            self.pipelines_seen[worker.name, pipeline] = None
-            while len(self.pipelines_seen) > KEPT_PIPELINES:
-                self.pipelines_seen.popitem(last=False)
-        return stats
+    def _lives(self, worker_name: str, pipeline: str) -> bool:
+        worker = self.workers.get(worker_name)
+        life = None if worker is None else worker.life
+        return life is not None and pipeline in life.series
 
-    def series_count(self) -> int:
-        return sum(len(worker.life.series) for worker in self.workers.values() if worker.life)
+    def folded(self) -> dict[str, int]:
+        """How often something found no place of its own, by what it was."""
+        places = {
+            "pipelines": self.pairs,
+            "versions": self.versions,
+            "steps": self.steps,
+            "errors": self.errors,
+        }
+        return {name: p.turned_away for name, p in places.items() if p.turned_away}
 
     def forget(self, now_ms: int) -> None:
         """Let go of what ended long ago; to be called now and then."""

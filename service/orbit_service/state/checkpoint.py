@@ -7,18 +7,23 @@ default reads what an older release wrote. `VERSION` changes when that is not so
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
+from orbit_service.core.cardinality import Places
 from orbit_service.core.collector import Collector
 from orbit_service.core.ended import Ending
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import Ledger
+from orbit_service.core.outbox import Key, Outbox
 from orbit_service.core.recent import Column, RecentRuns
 from orbit_service.core.sessions import EndedLife, Life, Session, Worker
 from orbit_service.core.window import LastDay, Tally
 
-VERSION = 1
+VERSION = 2
 
 
 class Unreadable(Exception):
@@ -34,6 +39,14 @@ class _Worker(msgspec.Struct):
     recent: list[Column]
 
 
+class _Names(msgspec.Struct, array_like=True):
+    """The places of one kind."""
+
+    used_ms: list[tuple[Any, int]]
+    turned_away: int
+    swept_ms: int
+
+
 class _State(msgspec.Struct):
     version: int
     lives: int
@@ -45,10 +58,25 @@ class _State(msgspec.Struct):
     ended_runs: dict[tuple[str, str], Ending]
     pipelines_seen: list[tuple[str, str]]
     last_day: dict[int, Tally]
+    outbox: Outbox
+    pairs: _Names
+    versions: _Names
+    steps: _Names
+    errors: _Names
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_State).decode
+def _encoded(value: Any) -> bytes:
+    if isinstance(value, Histogram):
+        return value.encode()
+    raise NotImplementedError(f"a checkpoint holds no {type(value).__name__}")
+
+
+def _decoded(_type: type, value: Any) -> Histogram:
+    return Histogram.decode(value)
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_encoded).encode
+_decode = msgspec.msgpack.Decoder(_State, dec_hook=_decoded).decode
 
 
 def dump(collector: Collector) -> bytes:
@@ -75,6 +103,11 @@ def dump(collector: Collector) -> bytes:
             ended_runs=collector.ended_runs.endings,
             pipelines_seen=list(collector.pipelines_seen),
             last_day=collector.last_day.windows,
+            outbox=collector.outbox,
+            pairs=_names(collector.pairs),
+            versions=_names(collector.versions),
+            steps=_names(collector.steps),
+            errors=_names(collector.errors),
         )
     )
 
@@ -104,3 +137,20 @@ def load(data: bytes, collector: Collector) -> None:
     collector.ended_runs.restore(state.ended_runs)
     collector.pipelines_seen.update((pair, None) for pair in state.pipelines_seen)
     collector.last_day = LastDay(state.last_day)
+    collector.outbox = state.outbox
+    _give_back(collector.pairs, state.pairs, tuple)
+    for places, names in (
+        (collector.versions, state.versions),
+        (collector.steps, state.steps),
+        (collector.errors, state.errors),
+    ):
+        _give_back(places, names, Key._make)
+
+
+def _names(places: Places[Any]) -> _Names:
+    return _Names(list(places.used_ms.items()), places.turned_away, places.swept_ms)
+
+
+def _give_back(places: Places[Any], names: _Names, make: Callable[[list[str]], Any]) -> None:
+    places.used_ms = OrderedDict((make(name), at) for name, at in names.used_ms)
+    places.turned_away, places.swept_ms = names.turned_away, names.swept_ms

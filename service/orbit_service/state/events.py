@@ -17,11 +17,21 @@ from orbit_rpc_schema.messages import Connect, Heartbeat, Record
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
 
-Kind = Literal["connect", "record", "heartbeat", "refuse", "reset", "disconnect", "lose"]
+Kind = Literal[
+    "connect",
+    "record",
+    "heartbeat",
+    "refuse",
+    "reset",
+    "disconnect",
+    "lose",
+    "close",
+    "take",
+]
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """One thing that happened to a session."""
+    """One thing that happened to a session, or to the outbox, which is nobody's."""
 
     kind: Kind
     at_ms: int
@@ -51,6 +61,8 @@ _bodies: dict[str, msgspec.json.Decoder[Any]] = {
     "heartbeat": msgspec.json.Decoder(Heartbeat),
     "refuse": msgspec.json.Decoder(Uncounted),
     "disconnect": msgspec.json.Decoder(str),
+    "close": msgspec.json.Decoder(str),
+    "take": msgspec.json.Decoder(int),
 }
 
 
@@ -73,6 +85,12 @@ def apply_again(collector: Collector, event: Event) -> None:
     body: Any = _bodies[event.kind].decode(event.body) if event.kind in _bodies else None
     if event.kind == "connect":
         collector.connect(body, event.at_ms)
+        return
+    if event.kind == "close":
+        collector.outbox.close(body, event.at_ms)
+        return
+    if event.kind == "take":
+        collector.outbox.take(body)
         return
     session = collector.sessions.get(event.session)
     if session is None:

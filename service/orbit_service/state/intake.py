@@ -9,6 +9,7 @@ number that workers are told. Without a journal the memory is all there is.
 from __future__ import annotations
 
 from collections.abc import Callable
+from uuid import uuid4
 
 import msgspec
 from loguru import logger
@@ -16,6 +17,7 @@ from loguru import logger
 from orbit_rpc_schema.messages import Connect, Connected, Heartbeat, Record
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
+from orbit_service.core.outbox import CLOSED, TAKEN
 from orbit_service.core.sessions import Session
 from orbit_service.state.checkpoint import Unreadable, dump, load
 from orbit_service.state.events import Event, Kind, Uncounted, apply_again, events_of
@@ -95,6 +97,27 @@ class Intake:
         self.collector.lose(session, now_ms)
         self._write("lose", session, now_ms)
 
+    # ------------------------------------------------------------ what the history is given
+
+    def close_windows(self, now_ms: int) -> None:
+        """Make a publication of the windows that are over, if there are any."""
+        outbox = self.collector.outbox
+        if outbox.due(now_ms):
+            instance = outbox.instance or uuid4().hex
+            outbox.close(instance, now_ms)
+            self._write_outbox("close", CLOSED, outbox.number, now_ms, _json(instance))
+
+    def published(self, number: int, now_ms: int) -> None:
+        """The history has taken everything up to this number."""
+        self.collector.outbox.take(number)
+        self._write_outbox("take", TAKEN, number, now_ms, _json(number))
+
+    def _write_outbox(self, kind: Kind, mark: str, number: int, now_ms: int, body: bytes) -> None:
+        if self.journal is None:
+            self.collector.outbox.committed({mark: number})
+        else:
+            self.journal.append(Event(kind, now_ms, mark, body), number)
+
     def _write(self, kind: Kind, session: Session, now_ms: int, body: bytes = b"") -> None:
         session.written = session.acked
         if self.journal is None:
@@ -107,6 +130,7 @@ class Intake:
     def committed(self, marks: Marks) -> None:
         """The journal has written this far."""
         collector = self.collector
+        collector.outbox.committed(marks)
         for id, seq in marks.items():
             session = collector.sessions.get(id) or collector.ended_sessions.get(id)
             if session is not None and seq > session.durable:
@@ -117,7 +141,7 @@ class Intake:
         """Hand the whole state to the journal."""
         if self.journal is not None:
             marks = {session.id: session.acked for session in self.collector.sessions.values()}
-            self.journal.checkpoint(dump(self.collector), marks)
+            self.journal.checkpoint(dump(self.collector), marks | self.collector.outbox.marks())
 
     def checkpoint_when_due(self) -> None:
         if self.journal is not None and self.journal.wants_checkpoint():
@@ -180,6 +204,7 @@ def restored(saved: Saved, node: str) -> Collector:
             _set_aside(collector, error)
     for session in collector.sessions.values():
         session.durable = session.written = session.acked
+    collector.outbox.committed(collector.outbox.marks())
     return collector
 
 

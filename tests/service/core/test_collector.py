@@ -8,6 +8,7 @@ import pytest
 
 from builders import (
     HOUR,
+    MINUTE,
     MS,
     SECOND,
     T0,
@@ -22,9 +23,11 @@ from builders import (
 from orbit_rpc_schema.messages import Detail, Error, Record
 from orbit_rpc_schema.wire import LIMITS, WORKER_LOST
 from orbit_service.core import collector as bounds
+from orbit_service.core.cardinality import MAX_PAIRS, OTHER_PIPELINES, OTHER_WORKERS
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
 from orbit_service.core.ledger import MAX_REASONS
+from orbit_service.core.outbox import Key
 from orbit_service.core.recent import Run
 from orbit_service.core.sessions import Session
 from orbit_service.core.stats import Stats
@@ -494,15 +497,44 @@ def test_reasons_over_the_bound_fold_into_one_and_stay_exact(collector: Collecto
     assert collector.ledger.dropped["other"] == 5
 
 
-def test_series_over_the_bound_fold_into_one_and_lose_no_run(collector: Collector) -> None:
-    batches = [a_batch(MS, pipeline=str(n)) for n in range(bounds.MAX_SERIES + 3)]
+def test_pipelines_over_the_bound_fold_into_one_and_lose_no_run(collector: Collector) -> None:
+    batches = [a_batch(MS, pipeline=str(n)) for n in range(MAX_PAIRS + 3)]
     collector.record(a_session(collector), a_record(1, *batches), T0)
 
     life = collector.workers["mailer"].life
     assert life is not None
-    assert life.series[bounds.FOLDED].runs == 3
-    assert totals(collector).runs == bounds.MAX_SERIES + 3
-    assert (collector.series_count(), collector.faults["series"]) == (bounds.MAX_SERIES + 1, 3)
+    assert life.series[OTHER_PIPELINES].runs == 3
+    assert collector.outbox.windows[T0][Key(OTHER_WORKERS, OTHER_PIPELINES)].runs == 3
+    assert totals(collector).runs == MAX_PAIRS + 3
+    assert collector.folded() == {"pipelines": 3}
+
+
+def test_a_worker_that_ended_holds_its_places_for_a_quarter_of_an_hour(
+    collector: Collector,
+) -> None:
+    gone = a_session(collector)
+    batches = [a_batch(MS, pipeline=str(n)) for n in range(MAX_PAIRS)]
+    collector.record(gone, a_record(1, *batches), T0)
+    collector.disconnect(gone, "done", T0)
+    newcomer = a_session(collector, "s2", worker="newcomer")
+
+    collector.record(newcomer, a_record(1, a_batch(MS)), T0 + 15 * MINUTE - 1)
+    collector.record(newcomer, a_record(2, a_batch(MS), recorded=2), T0 + 15 * MINUTE + SECOND)
+
+    assert {name: s.runs for name, s in collector.workers["newcomer"].life.series.items()} == {
+        OTHER_PIPELINES: 1,
+        "send": 1,
+    }
+
+
+def test_a_living_worker_keeps_its_places_however_idle(collector: Collector) -> None:
+    batches = [a_batch(MS, pipeline=str(n)) for n in range(MAX_PAIRS)]
+    collector.record(a_session(collector), a_record(1, *batches), T0)
+    collector.record(
+        a_session(collector, "s2", worker="newcomer"), a_record(1, a_batch(MS)), T0 + DAY
+    )
+
+    assert list(collector.workers["newcomer"].life.series) == [OTHER_PIPELINES]
 
 
 def test_starts_over_the_bound_are_counted_not_kept(collector: Collector) -> None:
@@ -560,10 +592,9 @@ def test_of_many_pipelines_the_names_that_are_known_are_bounded(collector: Colle
     collector.record(stayed, a_record(1, a_batch(MS)), T0)
     for life in range(11):  # of as many pipelines as may live at once
         session = a_session(collector, str(life))
-        series = range(bounds.MAX_SERIES - 1)
-        batches = [a_batch(MS, pipeline=f"{life}.{n}") for n in series]
-        collector.record(session, a_record(1, *batches), T0)
-        collector.disconnect(session, "done", T0)
+        batches = [a_batch(MS, pipeline=f"{life}.{n}") for n in range(MAX_PAIRS - 1)]
+        collector.record(session, a_record(1, *batches), T0 + life * HOUR)
+        collector.disconnect(session, "done", T0 + life * HOUR)
 
     mailer = collector.workers["mailer"]
     assert not collector.has_seen(mailer, "0.0")

@@ -12,6 +12,8 @@ from builders import T0, a_batch, a_connect, a_record, a_result, a_start
 from orbit_rpc_schema.messages import Batch, Record
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
+from orbit_service.core.outbox import Publication, sum_of
+from orbit_service.core.stats import merged
 from orbit_service.state.checkpoint import dump, load
 
 WORKER_OF = {"a1": "a", "a2": "a", "b1": "b"}
@@ -49,6 +51,7 @@ class Workers(RuleBasedStateMachine):
         self.past: dict[str, list[tuple[int | None, bool]]] = {}
         self.runs: dict[str, Run] = {}
         self.every: list[tuple[int | None, bool]] = []
+        self.published = Publication(0, {}, {})
         self.counts = {"counted": 0, "repeated": 0, "late": 0, "refused": 0}
 
     # ------------------------------------------------------------ what workers do
@@ -121,6 +124,17 @@ class Workers(RuleBasedStateMachine):
         restarted = Collector("node")
         load(dump(self.collector), restarted)
         self.collector = restarted
+
+    @rule(later_ms=st.sampled_from([0, 12_000, 60_000]))
+    def close_windows(self, later_ms: int) -> None:
+        self.collector.outbox.close("instance", T0 + later_ms)
+
+    @precondition(lambda self: self.collector.outbox.waiting)
+    @rule()
+    def publish(self) -> None:
+        first = self.collector.outbox.waiting[0]
+        self.published.merge(first)
+        self.collector.outbox.take(first.number)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -204,6 +218,18 @@ class Workers(RuleBasedStateMachine):
         assert day.runs == len(self.every)
         assert day.failed == sum(failed for _us, failed in self.every)
         assert day.total_us == sum(us or 0 for us, _failed in self.every)
+
+    @invariant()
+    def windows_and_what_was_published_of_them_hold_all_runs_of_all_lives(self) -> None:
+        outbox = self.collector.outbox
+        windows = [*self.published.windows.values(), *outbox.windows.values()]
+        windows += [w for publication in outbox.waiting for w in publication.windows.values()]
+        total = merged(sum_of(window) for window in windows)
+
+        assert total.runs == len(self.every)
+        assert total.failed == sum(failed for _us, failed in self.every)
+        assert total.total_us == sum(us or 0 for us, _failed in self.every)
+        assert total.histogram.count == total.timed
 
     @invariant()
     def what_runs_is_what_began_and_did_not_end(self) -> None:

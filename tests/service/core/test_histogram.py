@@ -19,13 +19,11 @@ quantiles = st.sampled_from([0.0, 0.25, 0.5, 0.95, 0.99, 1.0])
 
 
 def a_histogram(*durations_us: int) -> Histogram:
-    histogram = Histogram()
-    histogram.add(durations_us)
-    return histogram
+    return Histogram.of(durations_us)
 
 
 def contents(histogram: Histogram) -> tuple[int, dict[int, int]]:
-    return histogram.zeroes, histogram.buckets
+    return histogram.zeroes, dict(histogram.buckets())
 
 
 def merged(*parts: Histogram) -> Histogram:
@@ -65,11 +63,11 @@ def test_a_bucket_holds_what_is_in_it(duration_us: int) -> None:
 
 @quick
 @given(durations)
-def test_add_puts_each_duration_into_its_bucket(sample: list[int]) -> None:
+def test_each_duration_is_in_its_bucket(sample: list[int]) -> None:
     histogram = a_histogram(*sample)
 
     positive = [bucket_of(d) for d in sample if d]
-    assert histogram.buckets == {i: positive.count(i) for i in positive}
+    assert dict(histogram.buckets()) == {i: positive.count(i) for i in positive}
     assert histogram.zeroes == sample.count(0)
     assert histogram.count == len(sample)
 
@@ -151,3 +149,43 @@ def test_inside_a_bucket_a_quantile_is_where_both_edges_are_relatively_as_far() 
 
     assert found == pytest.approx(2 * lower * upper / (lower + upper))
     assert (found - lower) / lower == pytest.approx((upper - found) / upper)
+
+
+# ---------------------------------------------------------------- encoding
+
+
+@quick
+@given(durations)
+def test_what_is_encoded_is_decoded_the_same(sample: list[int]) -> None:
+    histogram = a_histogram(*sample)
+
+    assert Histogram.decode(histogram.encode()) == histogram
+
+
+@pytest.mark.parametrize("count", [1, 2**8 - 1, 2**8, 2**16, 2**32, 2**63 - 1])
+@pytest.mark.parametrize("others", [{}, {-101: 1}, {500: 1}], ids=["alone", "beside", "far off"])
+def test_counts_of_every_size_are_kept(count: int, others: dict[int, int]) -> None:
+    histogram = Histogram.of_buckets({-100: count, **others}, zeroes=3)
+
+    assert Histogram.decode(histogram.encode()) == histogram
+
+
+@pytest.mark.parametrize(
+    ("buckets", "size"),
+    [
+        pytest.param(range(10), 21, id="10 side by side"),
+        pytest.param(range(100), 111, id="100"),
+        pytest.param(range(400), 411, id="400"),
+        pytest.param(range(0, 960, 16), 191, id="60 scattered over a thousand"),
+    ],
+)
+def test_it_takes_as_many_bytes_as_it_says(buckets: range, size: int) -> None:
+    assert len(Histogram.of_buckets(dict.fromkeys(buckets, 200)).encode()) == size
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x01", b"\x03" + bytes(12), b"\x02" + bytes(11), b"\xff" + bytes(12)]
+)
+def test_what_is_no_histogram_is_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="."):
+        Histogram.decode(data)

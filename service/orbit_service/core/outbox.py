@@ -1,0 +1,226 @@
+"""
+Runs by ten seconds: windows that are open, and closed ones that the history lacks.
+
+A window that closes becomes part of a publication, which has a number. The
+history takes each number once, so that one may be sent again until it is known
+to be there. What comes late opens its window anew: a publication holds what is to
+be added, not what is. Two services that call themselves alike have different
+`instance`s, and so do one before and after its state was lost.
+
+While the history is away publications wait. Over a bound of memory they become
+coarser, first minutes, then hours: a coarse window stands where its first ten
+seconds would, so that sums over it stay exact and its course does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from orbit_service.core.stats import Stats
+from orbit_service.core.window import WINDOW_MS
+
+# A worker under load sends what ended in the last 50 ms; one that is busy, later.
+GRACE_MS = 2_000
+AHEAD_MS = 60_000  # a window further ahead was opened by a clock that was set back since
+# The first publications, which the history may have taken without our knowing, are
+# sent together and stay as they are.
+HEAD = 100
+MAX_BYTES = 64 * 1_048_576
+ROW_BYTES = 500  # of a series in a window, besides its histogram, about
+COARSER_MS = (60_000, 3_600_000)
+# Names under which the journal marks how far it is, beside those of sessions, which have
+# no control characters.
+CLOSED = "\0closed"
+TAKEN = "\0taken"
+
+
+class Key(NamedTuple):
+    """What a row of a window is about: a run, or a step of it, or an error type.
+
+    The empty string where it is not about that. A key of empty strings alone is
+    about all runs of a node together.
+    """
+
+    worker: str = ""
+    pipeline: str = ""
+    step: str = ""
+    version: str = ""
+    error: str = ""
+
+
+EVERYTHING = Key()
+
+Window = dict[Key, Stats]
+
+
+class ErrorText(Struct, array_like=True):
+    """The newest error of a type."""
+
+    at_ms: int
+    message: str
+    traceback: str | None
+
+
+class Publication(Struct, array_like=True):
+    """Windows by their start, to be added to the history once."""
+
+    number: int
+    windows: dict[int, Window]
+    errors: dict[Key, ErrorText]
+    size: int = 0  # bytes, about
+
+    def merge(self, other: Publication, coarseness_ms: int = WINDOW_MS) -> None:
+        """Add the other's windows to these; the number is the higher one."""
+        self.number = max(self.number, other.number)
+        for start, window in other.windows.items():
+            add_window(self.windows.setdefault(start - start % coarseness_ms, {}), window)
+        add_errors(self.errors, other.errors)
+
+
+class Outbox(Struct):
+    """What is not in the history yet.
+
+    `number` is that of the newest publication, `taken` that of the newest that is
+    known to be in the history; `number_on_disk` and `taken_on_disk` follow.
+    """
+
+    instance: str = ""  # given with the first window that closes
+    number: int = 0
+    taken: int = 0
+    number_on_disk: int = 0
+    taken_on_disk: int = 0
+    windows: dict[int, Window] = field(default_factory=dict)  # open, by their start
+    errors: dict[Key, ErrorText] = field(default_factory=dict)  # of open windows
+    waiting: list[Publication] = field(default_factory=list)  # the oldest first
+    size: int = 0  # bytes of what waits, about
+    dropped: int = 0  # publications, for want of memory
+
+    def stats(self, key: Key, at_ms: int) -> Stats:
+        """The open row of the key at that moment."""
+        start = at_ms - at_ms % WINDOW_MS
+        window = self.windows.get(start)
+        if window is None:
+            window = self.windows[start] = {}
+        row = window.get(key)
+        if row is None:
+            row = window[key] = Stats()
+        return row
+
+    def due(self, now_ms: int) -> bool:
+        """Whether a window is to be closed."""
+        return any(_is_over(start, now_ms) for start in self.windows)
+
+    def close(self, instance: str, now_ms: int) -> None:
+        """Make a publication of the windows that are over."""
+        self.instance = self.instance or instance
+        over = {at: self.windows.pop(at) for at in list(self.windows) if _is_over(at, now_ms)}
+        self.number += 1
+        closed = Publication(self.number, over, self.errors)
+        closed.size = _size_of(closed)
+        self.errors = {}
+        self.waiting.append(closed)
+        self.size += closed.size
+        for coarseness_ms in COARSER_MS:
+            if self.size > MAX_BYTES:
+                self._coarsen(coarseness_ms)
+        while self.size > MAX_BYTES and len(self.waiting) > HEAD + 1:
+            self.size -= self.waiting.pop(HEAD).size
+            self.dropped += 1
+
+    def take(self, number: int) -> None:
+        """The history has everything up to this number."""
+        self.taken = max(self.taken, number)
+        while self.waiting and self.waiting[0].number <= number:
+            self.size -= self.waiting.pop(0).size
+
+    def head(self) -> list[Publication]:
+        """What may be sent now, the oldest first.
+
+        Only what is on the disk, or it would be made and counted again after a
+        crash; and nothing while the disk does not know what was taken, or more than
+        HEAD could have been.
+        """
+        if self.taken_on_disk < self.taken:
+            return []
+        return [p for p in self.waiting[:HEAD] if p.number <= self.number_on_disk]
+
+    def marks(self) -> dict[str, int]:
+        return {CLOSED: self.number, TAKEN: self.taken}
+
+    def committed(self, marks: Mapping[str, int]) -> None:
+        """The disk has got this far."""
+        self.number_on_disk = max(self.number_on_disk, marks.get(CLOSED, 0))
+        self.taken_on_disk = max(self.taken_on_disk, marks.get(TAKEN, 0))
+
+    def unpublished(self) -> list[tuple[int, int, Key, Stats]]:
+        """Number, start, key and runs of every row; open windows have the number to come."""
+        rows = [
+            (publication.number, start, key, stats)
+            for publication in self.waiting
+            for start, window in publication.windows.items()
+            for key, stats in window.items()
+        ]
+        for start, window in self.windows.items():
+            # They change while others read what we give.
+            rows += [(self.number + 1, start, key, copy_of(s)) for key, s in window.items()]
+        return rows
+
+    def _coarsen(self, coarseness_ms: int) -> None:
+        merged = self.waiting[:HEAD]
+        for _, group in groupby(
+            self.waiting[HEAD:], lambda p: min(p.windows, default=0) // coarseness_ms
+        ):
+            first, *others = group
+            coarse = Publication(first.number, {}, {})
+            for part in (first, *others):
+                coarse.merge(part, coarseness_ms)
+            coarse.size = _size_of(coarse)
+            merged.append(coarse)
+        self.waiting = merged
+        self.size = sum(publication.size for publication in merged)
+
+
+def add_window(total: Window, other: Window) -> None:
+    for key, stats in other.items():
+        if (row := total.get(key)) is None:
+            row = total[key] = Stats()
+        row.merge(stats)
+
+
+def add_errors(total: dict[Key, ErrorText], other: dict[Key, ErrorText]) -> None:
+    for key, error in other.items():
+        if key not in total or error.at_ms >= total[key].at_ms:
+            total[key] = error
+
+
+def sum_of(window: Window) -> Stats:
+    """All runs of a window together; its rows of steps and errors tell of the same runs."""
+    total = Stats()
+    for key, stats in window.items():
+        if not (key.step or key.error):
+            total.merge(stats)
+    return total
+
+
+def copy_of(stats: Stats) -> Stats:
+    copy = Stats()
+    copy.merge(stats)
+    return copy
+
+
+def _is_over(start_ms: int, now_ms: int) -> bool:
+    return start_ms + WINDOW_MS + GRACE_MS <= now_ms or start_ms > now_ms + AHEAD_MS
+
+
+def _size_of(publication: Publication) -> int:
+    rows = (stats for window in publication.windows.values() for stats in window.values())
+    texts = (len(e.message) + len(e.traceback or "") for e in publication.errors.values())
+    return sum(_row_sizes(rows)) + sum(texts)
+
+
+def _row_sizes(rows: Iterable[Stats]) -> Iterator[int]:
+    return (ROW_BYTES + stats.histogram.lanes.bit_length() // 8 for stats in rows)
