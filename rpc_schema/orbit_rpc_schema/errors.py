@@ -3,6 +3,7 @@ The error tree with its JSON-RPC codes.
 
     OrbitError                         -32000
     ├── NotSerialisable                -32004
+    ├── HistoryUnavailable             -32005
     ├── InternalError                  -32603
     └── CallerError
         ├── ParseError                 -32700   JSON-RPC 2.0, section 5.1
@@ -12,6 +13,7 @@ The error tree with its JSON-RPC codes.
         ├── LineTooLong                -32010
         ├── BatchTooLarge              -32011
         ├── SocketOnly                 -32020
+        ├── NotOnHub                   -32026
         ├── NotConnected               -32021
         ├── AlreadyConnected           -32022
         ├── UnsupportedProtocol        -32023
@@ -59,6 +61,15 @@ class NotSerialisable(OrbitError):
     """
 
     code = -32004
+
+
+class HistoryUnavailable(OrbitError):
+    """
+    The history cannot be read: {why}.
+    Nothing is lost; worker.metrics without a window and worker.health are answered.
+    """
+
+    code = -32005
 
 
 class CallerError(OrbitError):
@@ -120,6 +131,15 @@ class SocketOnly(CallerError):
     """
 
     code = -32020
+
+
+class NotOnHub(CallerError):
+    """
+    {method} is answered by each node, and this is the hub of many.
+    Ask a node; fleet.metrics lists them.
+    """
+
+    code = -32026
 
 
 class NotConnected(CallerError):

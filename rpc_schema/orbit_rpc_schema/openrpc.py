@@ -22,8 +22,11 @@ Document = dict[str, Any]
 
 
 @cache
-def document(version: str) -> Document:
-    """The document of this version of the service. Shared by all callers: do not change it."""
+def document(version: str, names: frozenset[str] | None = None) -> Document:
+    """The document of this version of the service. Shared by all callers: do not change it.
+
+    `names` are the procedures that a hub answers, and nothing else; None: all methods.
+    """
     schemas, components = _reading_schemas()
     writing, writing_components = json_schemas()
     # Each half is named by its own library; neither may hide a schema of the other.
@@ -34,12 +37,14 @@ def document(version: str) -> Document:
     methods = [
         _method(procedure, *schemas[procedure.name], components)
         for procedure in PROCEDURES.values()
+        if names is None or procedure.name in names
     ]
     methods += [
         {**_method(method, params, result, components), "x-transport": "unix"}
         for method, params, result in zip(
             WRITING.values(), writing[0::2], writing[1::2], strict=True
         )
+        if names is None
     ]
     return {
         "openrpc": "1.3.2",

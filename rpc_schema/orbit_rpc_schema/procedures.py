@@ -44,6 +44,52 @@ class Selection(Model):
     pipeline: Name | None = Field(None, description="a pipeline's name; left out: all pipelines")
 
 
+Moment = Annotated[
+    int | str,
+    Field(description='epoch ms, a time ago ("-1h"), "now", or ISO 8601 with an offset'),
+]
+Duration = Annotated[
+    int | str, Field(description='milliseconds, or "30s", "5m", "24h", "7d", "2w"')
+]
+
+
+class MetricsParams(Selection):
+    window: Duration | None = Field(
+        None,
+        description="over so long until now, by finish time, whoever is connected; "
+        "left out: over the current lives",
+    )
+
+
+class RangeParams(Model):
+    """A range of time; left out: the last 24 hours."""
+
+    from_: Moment = Field("-24h", alias="from")
+    to: Moment = "now"
+
+
+class HistoryParams(RangeParams):
+    step: Duration | None = Field(None, description="between two points; left out: about 200")
+    worker: Name | None = None
+    pipeline: Name | None = None
+    group_by: Literal["worker", "pipeline", "node"] | None = None
+    trend: bool = Field(False, description="compare with the range of the same length before")
+
+
+class PipelineParams(Model):
+    """Which pipeline, of all workers or of one, over a range."""
+
+    pipeline: Name
+    worker: Name | None = None
+    from_: Moment = Field("-24h", alias="from")
+    to: Moment = "now"
+
+
+class BalanceParams(RangeParams):
+    from_: Moment = Field("-1h", alias="from")
+    pipeline: Name | None = None
+
+
 class RecentRunsParams(Selection):
     limit: int = Field(20, ge=1, le=100)
     status: Status | None = None
@@ -198,6 +244,7 @@ class RunView(Model):
 
 class WorkerView(Model):
     name: str
+    node: str = Field(description="the service that it is connected to")
     connected: bool
     sessions: int = Field(description="processes connected now under this name")
     worker_start_time: EpochMs | None
@@ -264,6 +311,19 @@ class StateInfo(Model):
     bytes_waiting: int
 
 
+class HistoryInfo(Model):
+    """The database of closed windows and what waits for it, since the service started."""
+
+    database: str = Field(description="a path, memory, or a URL without its password")
+    trouble: str | None = Field(description="why it cannot be used now")
+    failures: int
+    waiting: int = Field(description="publications that it does not have yet")
+    waiting_bytes: int
+    dropped: int = Field(description="publications that found no memory while it was away")
+    refused: int = Field(description="publications that it did not take; the log tells why")
+    twin: str | None = Field(description="another service that calls itself by this node's name")
+
+
 class ServiceInfo(Model):
     name: Literal["orbit-metrics"] = "orbit-metrics"
     version: str
@@ -279,6 +339,197 @@ class ServiceInfo(Model):
     series: int
     intake: Intake
     state: StateInfo | None = Field(description="null where there is only memory")
+    history: HistoryInfo
+    folded: dict[str, int] = Field(
+        description="how often a name found no place and was counted among others, by kind"
+    )
+
+
+class Summary(Model):
+    """Runs over a length of time; null where there was none to measure."""
+
+    runs: int
+    failed: int
+    retries: int
+    avg: Milliseconds | None
+    min: Milliseconds | None
+    max: Milliseconds | None
+    p50: Milliseconds | None
+    p95: Milliseconds | None
+    p99: Milliseconds | None
+    runs_per_hour: float
+    error_rate: Percent | None
+
+
+class Point(Summary):
+    at: EpochMs = Field(description="start of the step")
+
+
+class Change(Model):
+    """This range against another."""
+
+    before: Summary
+    runs_per_hour: float | None = Field(description="change in percent; null from nothing")
+    error_rate: float | None = Field(description="change in percentage points")
+    p95: float | None = Field(description="change in percent")
+
+
+class Trend(Change):
+    from_: EpochMs = Field(alias="from", description="where the range before begins")
+
+
+class HistoryGroup(Model):
+    name: str | None = Field(description="null where nothing is grouped")
+    total: Summary
+    points: list[Point]
+    trend: Trend | None
+
+
+class HistoryView(Model):
+    """Points in steps; the range is widened to whole steps, and ends now at the latest."""
+
+    from_: EpochMs = Field(alias="from")
+    to: EpochMs
+    step: Milliseconds
+    level: str = Field(description="length of the windows that were read: 10s, 1m or 1h")
+    groups: list[HistoryGroup] = Field(description="by runs, most first; one if not grouped")
+
+
+class PipelineView(Model):
+    id: str
+    name: str
+    description: str | None = None
+    workers: list[str]
+    total: Summary
+    last_run: EpochMs | None
+    last_success: EpochMs | None
+
+
+class PipelineList(Model):
+    from_: EpochMs = Field(alias="from")
+    to: EpochMs
+    pipelines: list[PipelineView] = Field(description="by runs, most first")
+
+
+class VersionView(Model):
+    """The runs of one version of the program."""
+
+    version: str | None = Field(description="null: the worker tells none")
+    first_run: EpochMs = Field(description="start of the first window that has runs of it")
+    last_run: EpochMs | None
+    total: Summary
+
+
+class VersionChange(Change):
+    """The newest version against the one before it."""
+
+    version: str | None
+    previous: str | None
+
+
+class ErrorTypeView(Model):
+    type: str
+    count: int
+    last_seen: EpochMs | None
+    message: str = Field(description="of the newest one")
+    traceback: str | None = Field(description="of the newest one; its end")
+
+
+class PipelineMetrics(Model):
+    pipeline: str
+    from_: EpochMs = Field(alias="from")
+    to: EpochMs
+    total: Summary
+    last_run: EpochMs | None
+    last_success: EpochMs | None
+    versions: list[VersionView] = Field(description="in the order in which they appeared")
+    change: VersionChange | None
+    errors: list[ErrorTypeView] = Field(description="by count, most first; at most 100")
+    untyped_failures: int = Field(description="failures of which no error was told")
+
+
+class StepMetrics(Model):
+    name: str
+    count: int
+    failed: int
+    retries: int
+    avg: Milliseconds
+    min: Milliseconds
+    max: Milliseconds
+    p50: Milliseconds
+    p95: Milliseconds
+    p99: Milliseconds
+    share_of_time: float = Field(description="percent of the time of all runs of the pipeline")
+    last_success: EpochMs | None
+
+
+class PipelineSteps(Model):
+    pipeline: str
+    from_: EpochMs = Field(alias="from")
+    to: EpochMs
+    runs: int
+    steps: list[StepMetrics] = Field(description="by share of time, largest first")
+
+
+class NodeView(Model):
+    """One service of the fleet."""
+
+    name: str
+    alive: bool = Field(description="false: it has not been heard of for 30 s")
+    last_seen: EpochMs
+    workers_connected: int
+    total_runs: int
+    failed: int
+
+
+class FleetMetrics(Model):
+    nodes: list[NodeView]
+    nodes_alive: int
+    total: Metrics = Field(description="worker.metrics of all nodes together")
+
+
+class WorkerShare(Model):
+    node: str
+    worker: str
+    connected: bool
+    runs: int
+    share_of_runs: Percent
+    busy_seconds: float = Field(description="sum of its runs' durations")
+    share_of_busy_time: Percent
+    slots: int | None
+    utilisation: float | None = Field(
+        description="percent: busy seconds over slots and time; null where slots are not told"
+    )
+    p95: Milliseconds | None
+
+
+class Skew(Model):
+    """The largest share over an equal one: 1 is balanced, 2 is twice its part."""
+
+    runs: float
+    busy_time: float
+
+
+class Outlier(Model):
+    """A worker that is slower in a pipeline than the others that run it."""
+
+    node: str
+    worker: str
+    pipeline: str
+    runs: int
+    p95: Milliseconds
+    others_runs: int
+    others_p95: Milliseconds
+    ratio: float
+    message: str
+
+
+class FleetBalance(Model):
+    from_: EpochMs = Field(alias="from")
+    to: EpochMs
+    workers: list[WorkerShare] = Field(description="by busy time, most first")
+    skew: Skew
+    outliers: list[Outlier] = Field(description="the slowest first; at most 100")
 
 
 # ---------------------------------------------------------------- the table
@@ -300,7 +551,7 @@ PROCEDURES: dict[str, Procedure] = {
         Procedure(
             "worker.metrics",
             "Totals, rates and percentiles over the current lives of the selected workers",
-            Selection,
+            MetricsParams,
             Metrics,
         ),
         Procedure(
@@ -332,6 +583,42 @@ PROCEDURES: dict[str, Procedure] = {
             "Every worker that is connected or has been, by name",
             NoParams,
             list[WorkerView],
+        ),
+        Procedure(
+            "worker.history",
+            "Runs, failures and percentiles over a range, in steps",
+            HistoryParams,
+            HistoryView,
+        ),
+        Procedure(
+            "pipelines.list",
+            "Every pipeline that ran in a range",
+            RangeParams,
+            PipelineList,
+        ),
+        Procedure(
+            "pipelines.metrics",
+            "One pipeline over a range: totals, versions, error types",
+            PipelineParams,
+            PipelineMetrics,
+        ),
+        Procedure(
+            "pipelines.steps",
+            "The steps of one pipeline over a range: where the time goes",
+            PipelineParams,
+            PipelineSteps,
+        ),
+        Procedure(
+            "fleet.metrics",
+            "Every service that writes to the same history, and all of them together",
+            NoParams,
+            FleetMetrics,
+        ),
+        Procedure(
+            "fleet.balance",
+            "How work is spread over workers: shares, utilisation, skew, slow ones",
+            BalanceParams,
+            FleetBalance,
         ),
         Procedure(
             "service.info",

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from importlib.metadata import version
 
 from loguru import logger
 
-from orbit_rpc_schema.errors import Explained
+from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo, StateInfo
 from orbit_rpc_schema.wire import PROTOCOL
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
+from orbit_service.past import Archived
+from orbit_service.program import VERSION, Program, run, wall_clock
 from orbit_service.report import Reporter
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import Clock, make_handlers
-from orbit_service.rpc.incidents import incident
 from orbit_service.rpc.workers import Workers
-from orbit_service.settings import Address, Settings, warnings
+from orbit_service.settings import Settings
 from orbit_service.state.checkpoint import dump
 from orbit_service.state.intake import Intake, opened
 from orbit_service.state.journal import Journal, Loop
@@ -33,32 +30,20 @@ from orbit_service.transport.listen import bind, unlink
 from orbit_service.transport.peers import Admission
 from orbit_service.transport.unix import UnixServer
 
-VERSION = version("orbit-metrics")
 EXPIRE_SECONDS = 0.25  # a session counts as lost 2 s after its end; a quarter more is not seen
-STOP_SECONDS = 5.0
 
 
-class AddressInUse(Explained):
-    """
-    {address} cannot be listened on: {why}.
-    Stop what listens there, or set ORBIT_HTTP to another address, or to none.
-    """
-
-
-def wall_clock() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class Service:
-    """One running service."""
+class Service(Program):
+    """One running service: collector, state, worker socket, history, HTTP."""
 
     def __init__(self, settings: Settings, clock: Clock = wall_clock) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.clock = clock
         self.started_ms = clock()
         self.intake = Intake(Collector(settings.node))
         self.collector = self.intake.collector
         self.workers = Workers(self.intake, clock)
+        self.past = Archived(settings, self.intake, clock)
         self.dispatcher = Dispatcher(
             make_handlers(
                 self.collector,
@@ -66,27 +51,25 @@ class Service:
                 version=VERSION,
                 info=self.info,
                 health=self.health,
+                past=self.past.answers,
+                fleet=self.past.fleet,
             )
         )
-        self.http_address: Address | None = None
         self._unix: UnixServer | None = None
-        self._stack = AsyncExitStack()
 
-    async def start(self) -> None:
-        """Listen. Raises Explained with a sentence when an address or path cannot be had."""
-        async with AsyncExitStack() as stack:
-            if self.settings.http is not None:
-                await self._start_http(self.settings.http, stack)
-            self._start_state(stack)
-            self._start_unix(stack)
-            self._start_repeating(EXPIRE_SECONDS, self.workers.expire, stack)
-            reporter = Reporter(self.metrics)
-            self._start_repeating(self.settings.metrics_interval / 1000, reporter.report, stack)
-            self._stack = stack.pop_all()
+    async def _start(self, stack: AsyncExitStack) -> None:
+        await self._start_http(self.dispatcher, document(VERSION), stack)
+        self._start_state(stack)
+        self.past.start(self, stack)
+        self._start_unix(stack)
+        self._repeat(EXPIRE_SECONDS, self._look, stack)
+        reporter = Reporter(self.metrics)
+        self._repeat(self.settings.metrics_interval / 1000, reporter.report, stack)
 
-    async def stop(self) -> None:
-        """Take what has arrived, close every connection, remove the socket."""
-        await self._stack.aclose()
+    def _look(self) -> None:
+        """What is to be done several times a second."""
+        self.workers.expire()
+        self.past.publish()
 
     @property
     def ready(self) -> bool:
@@ -96,13 +79,20 @@ class Service:
         return snapshot.metrics(self.collector, Selection(), self.clock())
 
     def health(self) -> Health:
-        journal = self.intake.journal
         return health(
             self.collector,
             self.settings.stuck_after * 1000,
             self.clock(),
-            storage_trouble=None if journal is None else journal.trouble,
+            [*self._state_troubles(), *self.past.troubles()],
         )
+
+    def _state_troubles(self) -> Iterator[str]:
+        journal = self.intake.journal
+        if journal is not None and journal.trouble is not None:
+            yield f"the state cannot be written ({journal.trouble}); runs count in memory"
+        if folded := self.collector.folded():
+            said = ", ".join(f"{count} {kind}" for kind, count in folded.items())
+            yield f"names over a bound were counted among others: {said}"
 
     def info(self) -> ServiceInfo:
         return ServiceInfo(
@@ -119,6 +109,8 @@ class Service:
             series=len(self.collector.pairs),
             intake=snapshot.intake(self.collector),
             state=self._state_info(),
+            history=self.past.info(),
+            folded=self.collector.folded(),
         )
 
     def _state_info(self) -> StateInfo | None:
@@ -166,24 +158,6 @@ class Service:
         self.intake.adopt(saved)
         self.workers.await_return()
 
-    async def _start_http(self, address: Address, stack: AsyncExitStack) -> None:
-        # A third of the time that a start takes, which a service without HTTP saves.
-        from aiohttp import web
-
-        from orbit_service.transport.http import HttpOptions, make_app
-
-        options = HttpOptions(VERSION, local=address.is_loopback, token=self.settings.token)
-        app = make_app(self.dispatcher, options, ready=lambda: self.ready, health=self.health)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        host, port = address
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise AddressInUse(address=address, why=error.strerror or error) from None
-        self.http_address = Address((host, runner.addresses[0][1]))
-
     def _start_unix(self, stack: AsyncExitStack) -> None:
         path = self.settings.socket
         listener = bind(path, self.settings.socket_mode)
@@ -198,57 +172,19 @@ class Service:
         self._unix = None
         server.close()
 
-    def _start_repeating(
-        self, seconds: float, act: Callable[[], None], stack: AsyncExitStack
-    ) -> None:
-        async def repeat() -> None:
-            while True:
-                await asyncio.sleep(seconds)
-                try:
-                    act()
-                except Exception as error:  # noqa: BLE001  # the next turn may go better
-                    incident(act.__qualname__, error)
-
-        task = asyncio.create_task(repeat())
-
-        async def cancel() -> None:
-            task.cancel()
-            await asyncio.wait([task])
-
-        stack.push_async_callback(cancel)
-
-
-def configure_logging(level: str) -> None:
-    """Sentences on standard error, in UTC, without a traceback's variables."""
-    logger.remove()
-    logger.add(
-        sys.stderr,
-        level=level,
-        format="{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {message}",
-        backtrace=False,
-        diagnose=False,  # the variables of a failing call may hold a secret
-    )
-
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    """Run a service until SIGTERM or SIGINT."""
     service = Service(settings)
-    await service.start()
-    for sentence in warnings(settings):
-        logger.warning(sentence)
-    logger.info(
-        "orbit-metrics {} on node {}: workers at {} (mode {:04o}), http at {}",
-        VERSION,
-        settings.node,
-        settings.socket,
-        settings.socket_mode,
-        service.http_address or "none",
+    await run(
+        service,
+        lambda: logger.info(
+            "orbit-metrics {} on node {}: workers at {} (mode {:04o}), http at {}, history in {}",
+            VERSION,
+            settings.node,
+            settings.socket,
+            settings.socket_mode,
+            service.http_address or "none",
+            service.past.history.name,
+        ),
     )
-    await stopping.wait()
-    logger.info("stopping")
-    await service.stop()
-    logger.info("stopped")

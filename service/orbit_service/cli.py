@@ -81,20 +81,56 @@ def ask(socket: Path, method: str, params: Any = ()) -> Any:
     help="Instead of ORBIT_SOCKET.",
 )
 @click.option("--http", help="Instead of ORBIT_HTTP: host:port, or none.")
-def serve(socket: Path | None, http: str | None) -> None:
-    """Run the service until SIGTERM or Ctrl-C."""
-    from orbit_service.app import configure_logging
-    from orbit_service.app import serve as run
+@click.option("--hub", is_flag=True, help="No workers: answer for all that share the history.")
+def serve(socket: Path | None, http: str | None, hub: bool) -> None:
+    """Run the service until SIGTERM or Ctrl-C.
+
+    A hub is one address for many services: it reads what they write to the PostgreSQL
+    at ORBIT_HISTORY_URL.
+    """
+    from orbit_service.program import configure_logging
     from orbit_service.settings import read_settings
 
     settings = read_settings(ORBIT_SOCKET=socket, ORBIT_HTTP=http)
     configure_logging(settings.log_level)
+    if hub:
+        from orbit_service.hub import serve as run
+    else:
+        from orbit_service.app import serve as run
     asyncio.run(run(settings))
+
+
+@cli.command()
+@click.option("--url", help="The database. [default: ORBIT_HISTORY_URL]")
+def migrate(url: str | None) -> None:
+    """Make or upgrade the tables of a shared history.
+
+    Of the PostgreSQL at ORBIT_HISTORY_URL, before services of a new version start. Safe
+    to run twice, or two at once. A history in SQLite needs none of it.
+    """
+    from orbit_service.settings import read_settings
+
+    settings = read_settings(ORBIT_HISTORY_URL=url)
+    if settings.history_url is None:
+        fail("ORBIT_HISTORY_URL is not set; a history in SQLite is upgraded by the service itself")
+    from orbit_service.history import engines, schema
+    from orbit_service.history.port import HistoryFailed
+
+    database = engines.postgres(engines.checked_url(settings.history_url))
+    try:
+        before, after = schema.migrate(database)
+    except HistoryFailed as error:
+        fail(f"the database cannot be upgraded: {error}")
+    finally:
+        database.close()
+    click.echo(f"version {after}" if before == after else f"version {after}, from {before or '0'}")
 
 
 @cli.command("check-config")
 def check_config() -> None:
     """Show the service's settings; exit 1 for a bad or unknown one."""
+    from orbit_service.core.rollup import duration_text
+    from orbit_service.history.late import without_password
     from orbit_service.settings import read_settings, warnings
 
     settings = read_settings()
@@ -106,6 +142,10 @@ def check_config() -> None:
             value = "*" if value is None else ",".join(map(str, sorted(value))) or "(own and root)"
         if name == "token":
             value = "(set)" if value else "(none)"
+        if name == "history_url" and value:
+            value = without_password(value)
+        if name == "retention":
+            value = ",".join(duration_text(level.kept_ms) for level in value)
         click.echo(f"{field.alias} = {value if value is not None else '(none)'}")
     if said := warnings(settings):
         fail("\n".join(said))
@@ -178,7 +218,7 @@ def openrpc() -> None:
     Of this version; no service is needed.
     """
     from orbit_rpc_schema.openrpc import document
-    from orbit_service.app import VERSION
+    from orbit_service.program import VERSION
 
     click.echo(json.dumps(document(VERSION), indent=2))
 

@@ -20,10 +20,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH, as_name, default_socket_path
+from orbit_service.core.rollup import LEVELS, BadRange, Level, levels, parse_duration
 
 SYSTEM_STATE = Path("/var/lib/orbit-metrics")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRYING_OUT_MS = 10_000
+LEAST_RETENTION_MS = 2 * 3_600_000  # hours are made of what is kept below them
 MIN_TOKEN = 8  # characters
 
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
@@ -94,6 +96,10 @@ class Settings(BaseSettings):
     node: str = Field(default_factory=gethostname, alias="ORBIT_NODE")
     # None: memory only, acknowledged at once.
     state: Path | None = Field(default_factory=default_state_folder, alias="ORBIT_STATE")
+    # None: SQLite in the state directory. Checked where it is set: that takes long.
+    history_url: str | None = Field(None, alias="ORBIT_HISTORY_URL", repr=False)
+    # For how long windows of 10 s, 1 min and 1 h are kept.
+    retention: Annotated[tuple[Level, ...], NoDecode] = Field(LEVELS, alias="ORBIT_RETENTION")
     stuck_after: int = Field(600, ge=1, alias="ORBIT_STUCK_AFTER")  # seconds
 
     @field_validator("log_level", mode="before")
@@ -130,6 +136,31 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("a directory, or none for memory only")
         return Path(value).absolute()
+
+    @field_validator("history_url")
+    @classmethod
+    def _postgres(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        from orbit_service.history.engines import checked_url
+
+        return checked_url(value).render_as_string(hide_password=False)
+
+    @field_validator("retention", mode="before")
+    @classmethod
+    def _retention(cls, value: Any) -> tuple[Level, ...]:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            kept = [parse_duration(part) for part in value.split(",")]
+        except BadRange as bad:
+            raise ValueError(str(bad)) from None
+        if len(kept) != len(LEVELS) or kept != sorted(kept) or kept[0] < LEAST_RETENTION_MS:
+            raise ValueError(
+                "three durations, each at least the one before and the first at least 2h, for "
+                "windows of 10 s, 1 min and 1 h, such as 6h,7d,400d"
+            )
+        return levels(kept)
 
     @field_validator("socket")
     @classmethod

@@ -48,8 +48,9 @@ from typing import Any
 from killed_at import POINTS, Countdown
 
 from orbit_rpc_schema.caller import CallFailed, call
-from orbit_service.app import configure_logging, serve
+from orbit_service.app import serve
 from orbit_service.core.stats import Stats, percent, rounded
+from orbit_service.program import configure_logging
 from orbit_service.rpc import workers
 from orbit_service.settings import Settings
 from orbit_service.state import journal

@@ -29,6 +29,8 @@ COMMANDS = [
     "check-config",
     "healthcheck",
     "doctor",
+    "history",
+    "migrate",
 ]
 
 

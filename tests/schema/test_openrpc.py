@@ -81,7 +81,8 @@ def test_schemas_are_json_schemas(method: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("method", "params"),
     [
-        ("worker.metrics", ["worker", "pipeline"]),
+        ("worker.metrics", ["worker", "pipeline", "window"]),
+        ("worker.history", ["from", "to", "step", "worker", "pipeline", "groupBy", "trend"]),
         ("worker.recentRuns", ["worker", "pipeline", "limit", "status"]),
         ("worker.stats", []),
         ("runs.record", ["seq", "recorded", "batches", "dropped", "started"]),

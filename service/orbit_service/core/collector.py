@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -377,7 +378,7 @@ class Collector:
     def _worker(self, name: str, now_ms: int) -> Worker:
         worker = self.workers.get(name)
         if worker is None:
-            worker = self.workers[name] = Worker(name, now_ms)
+            worker = self.workers[name] = Worker(name, now_ms, self.node)
         worker.last_seen_ms = now_ms
         return worker
 
@@ -388,7 +389,7 @@ class Collector:
 
     def folded(self) -> dict[str, int]:
         """How often something found no place of its own, by what it was."""
-        places = {
+        places: dict[str, Places[Any]] = {
             "pipelines": self.pairs,
             "versions": self.versions,
             "steps": self.steps,

@@ -8,7 +8,7 @@ silent, the state cannot be written. Everything else is healthy, idleness includ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from orbit_rpc_schema.procedures import Health, StuckRun
@@ -27,18 +27,16 @@ MAX_NAMED = 5  # workers in a sentence
 
 
 def health(
-    collector: Collector, stuck_after_ms: int, now_ms: int, *, storage_trouble: str | None = None
+    collector: Collector, stuck_after_ms: int, now_ms: int, troubles: Iterable[str] = ()
 ) -> Health:
+    """`troubles` are sentences about the service itself, each a warning."""
     stuck = _stuck_runs(collector, stuck_after_ms, now_ms)
     findings = [
         *_failures(collector, now_ms),
         *_lost_workers(collector),
         *_silent_workers(collector, now_ms),
     ]
-    if storage_trouble is not None:
-        findings.append(
-            ("warning", f"the state cannot be written ({storage_trouble}); runs count in memory")
-        )
+    findings += [("warning", trouble) for trouble in troubles]
     if stuck:
         minutes = stuck_after_ms / 60_000
         findings.append(("warning", f"{len(stuck)} in flight for more than {minutes:g} min"))

@@ -91,14 +91,21 @@ class EndedLife:
 
 @dataclass(slots=True)
 class Worker:
-    """A name, and every process that connects under it."""
+    """A name, and every process that connects under it, at one node."""
 
     name: str
     last_seen_ms: int
+    node: str = ""
     sessions: dict[str, Session] = field(default_factory=dict)
     life: Life | None = None
     last_life: EndedLife | None = None
     recent: RecentRuns = field(default_factory=RecentRuns)
+
+    @property
+    def slots(self) -> int | None:
+        """How many runs its processes execute at once; None where none tells."""
+        told = [s.hello.slots for s in self.sessions.values() if s.hello.slots is not None]
+        return sum(told) if told else None
 
     def open(self, session: Session, started_ms: int, next_life: int) -> bool:
         """A session joins; True when it is the first one and begins a life of this number."""

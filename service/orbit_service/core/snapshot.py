@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from heapq import merge, nlargest
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 from orbit_rpc_schema.procedures import (
     DerivedMetrics,
@@ -29,15 +29,16 @@ from orbit_rpc_schema.procedures import (
     ServiceLedger,
     SessionLedger,
     Snapshot,
-    Stats,
     StepView,
     WorkerView,
 )
+from orbit_rpc_schema.procedures import Stats as StatsView
 from orbit_service.core.collector import Collector
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.recent import Run
 from orbit_service.core.sessions import EndedLife, InFlight, Session, Worker, newest_ending
 from orbit_service.core.stats import (
+    Stats,
     merged,
     percent,
     rounded,
@@ -49,20 +50,40 @@ HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 
 
-def metrics(collector: Collector, selection: Selection, now_ms: int) -> Metrics:
-    """worker.metrics: zeroes, and never an error, where no selected worker is connected."""
-    workers = list(collector.select(selection.worker))
+class Known(Protocol):
+    """Workers that can be asked about: of one node, or of a fleet."""
+
+    def select(self, name: str | None) -> Iterable[Worker]:
+        """All workers, or those of this name."""
+
+    def has_seen(self, worker: Worker, pipeline: str) -> bool:
+        """Whether this worker has run the pipeline, in this life or an earlier one."""
+
+
+def metrics(
+    known: Known,
+    selection: Selection,
+    now_ms: int,
+    over: tuple[Stats, int] | None = None,
+) -> Metrics:
+    """worker.metrics: zeroes, and never an error, where no selected worker is connected.
+
+    `over`, runs and the seconds in which they ended, stands in for the current lives.
+    """
+    workers = list(known.select(selection.worker))
     lives = [worker.life for worker in workers if worker.life is not None]
-    totals = merged(life.totals(selection.pipeline) for life in lives)
     started = min((life.started_ms for life in lives), default=None)
-    uptime = _seconds_since(started, now_ms)
+    uptime = seconds_since(started, now_ms)
+    if over is None:
+        over = merged(life.totals(selection.pipeline) for life in lives), uptime
+    totals, seconds = over
     return Metrics(
         uptime=uptime_text(uptime),
         uptime_seconds=uptime,
         total_runs=totals.runs,
         success_rate=percent(totals.succeeded, totals.runs),
         error_rate=percent(totals.failed, totals.runs),
-        runs_per_hour=runs_per_hour(totals.runs, uptime),
+        runs_per_hour=runs_per_hour(totals.runs, seconds),
         avg_execution_time=totals.average_ms,
         min_execution_time=totals.min_ms,
         max_execution_time=totals.max_ms,
@@ -73,7 +94,7 @@ def metrics(collector: Collector, selection: Selection, now_ms: int) -> Metrics:
         timestamp=now_ms,
         connected=bool(lives),
         known=any(
-            selection.pipeline is None or collector.has_seen(worker, selection.pipeline)
+            selection.pipeline is None or known.has_seen(worker, selection.pipeline)
             for worker in workers
         ),
         workers_connected=len(lives),
@@ -133,12 +154,12 @@ def snapshot(collector: Collector, selection: Selection, now_ms: int) -> Snapsho
     )
 
 
-def stats(collector: Collector, now_ms: int) -> Stats:
+def stats(collector: Collector, now_ms: int) -> StatsView:
     """worker.stats: the last 24 h of all workers, ended ones too."""
     hour = collector.last_day.since(now_ms - HOUR_MS)
     day = collector.last_day.since(now_ms - DAY_MS)
     depths = [_depths(worker) for worker in collector.workers.values()]
-    return Stats(
+    return StatsView(
         pending=sum(sum(queues.values()) for queues in depths),
         pending_known=any(s.queues is not None for s in collector.sessions.values()),
         running=sum(1 for _ in collector.running()),
@@ -174,9 +195,9 @@ def recent_runs(collector: Collector, params: RecentRunsParams, now_ms: int) -> 
     return [view for _at, view in views[: params.limit]]
 
 
-def worker_list(collector: Collector) -> list[WorkerView]:
-    """worker.list: connected ones first, then by name."""
-    ordered = sorted(collector.workers.values(), key=lambda w: (w.life is None, w.name))
+def worker_list(known: Known) -> list[WorkerView]:
+    """worker.list: connected ones first, then by name and node."""
+    ordered = sorted(known.select(None), key=lambda w: (w.life is None, w.name, w.node))
     return [_worker_view(worker) for worker in ordered]
 
 
@@ -212,9 +233,9 @@ def _books(ledger: Ledger) -> dict[str, Any]:
 def _worker_view(worker: Worker) -> WorkerView:
     sessions = list(worker.sessions.values())
     totals = merged([worker.life.totals()] if worker.life else [])
-    slots = [s.hello.slots for s in sessions if s.hello.slots is not None]
     return WorkerView(
         name=worker.name,
+        node=worker.node,
         connected=worker.life is not None,
         sessions=len(sessions),
         worker_start_time=worker.life.started_ms if worker.life else None,
@@ -230,7 +251,7 @@ def _worker_view(worker: Worker) -> WorkerView:
         ),
         avg_wait_time=totals.average_wait_ms,
         max_wait_time=totals.max_wait_ms,
-        slots=sum(slots) if slots else None,
+        slots=worker.slots,
         hosts=sorted({session.hello.host for session in sessions}),
         versions=sorted({s.hello.version for s in sessions if s.hello.version}),
         runtimes=sorted({s.hello.runtime for s in sessions if s.hello.runtime}),
@@ -318,5 +339,5 @@ def _whole_ms(duration_us: int | None) -> int | None:
     return None if duration_us is None else rounded(duration_us, 1000)
 
 
-def _seconds_since(started_ms: int | None, now_ms: int) -> int:
+def seconds_since(started_ms: int | None, now_ms: int) -> int:
     return 0 if started_ms is None else max(now_ms - started_ms, 0) // 1000

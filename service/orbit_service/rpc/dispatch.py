@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable
 from math import isfinite
 from types import NoneType
 from typing import Any, NoReturn, Protocol
@@ -120,7 +121,10 @@ def _reading(procedure: Procedure, handler: Handler) -> Method:
         except OrbitError as error:
             return _failure(error)
         try:
-            return Success(results.dump_python(handler(params), mode="json", by_alias=True))
+            result = handler(params)
+            if isawaitable(result):
+                result = await result
+            return Success(results.dump_python(result, mode="json", by_alias=True))
         except OrbitError as error:
             return _failure(error)
         except PydanticSerializationError as error:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
 
+from orbit_rpc_schema.errors import NotOnHub
 from orbit_rpc_schema.openrpc import document
-from orbit_rpc_schema.procedures import Health, ServiceInfo
+from orbit_rpc_schema.procedures import (
+    PROCEDURES,
+    Health,
+    Metrics,
+    MetricsParams,
+    Model,
+    ServiceInfo,
+)
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
+from orbit_service.core.fleet import Fleet
+from orbit_service.rpc.past import Past
 
 Clock = Callable[[], int]  # epoch milliseconds
-Handler = Callable[[Any], Any]  # params model -> result, as `procedures.py` types them
+# Params model -> result, as `procedures.py` types them, at once or later.
+Handler = Callable[[Any], Any]
+
+ON_HUB = frozenset(PROCEDURES) - {
+    "worker.snapshot",
+    "worker.stats",
+    "worker.recentRuns",
+    "service.info",
+    "service.ledger",
+}
 
 
 def make_handlers(
@@ -21,16 +40,70 @@ def make_handlers(
     version: str,
     info: Callable[[], ServiceInfo],
     health: Callable[[], Health],
+    past: Past,
+    fleet: Callable[[], Fleet],
 ) -> Mapping[str, Handler]:
     """The handlers by procedure name; exactly the names that the contract lists."""
+
+    def metrics(params: MetricsParams) -> Metrics | Awaitable[Metrics]:
+        if params.window is not None:
+            return past.metrics(params)
+        return snapshot.metrics(collector, params, clock())
+
     return {
-        "worker.metrics": lambda params: snapshot.metrics(collector, params, clock()),
+        "worker.metrics": metrics,
         "worker.snapshot": lambda params: snapshot.snapshot(collector, params, clock()),
         "worker.stats": lambda _params: snapshot.stats(collector, clock()),
         "worker.health": lambda _params: health(),
         "worker.recentRuns": lambda params: snapshot.recent_runs(collector, params, clock()),
         "worker.list": lambda _params: snapshot.worker_list(collector),
+        **_of_the_past(past),
+        "fleet.metrics": lambda _params: fleet().metrics(clock()),
         "service.info": lambda _params: info(),
         "service.ledger": lambda params: snapshot.ledger(collector, params),
         "rpc.discover": lambda _params: document(version),
     }
+
+
+def make_hub_handlers(
+    clock: Clock,
+    *,
+    version: str,
+    health: Callable[[], Health],
+    past: Past,
+    fleet: Callable[[], Fleet],
+) -> Mapping[str, Handler]:
+    """The same for a hub; what a node alone can answer is an error that says so."""
+
+    def metrics(params: MetricsParams) -> Metrics | Awaitable[Metrics]:
+        workers = fleet()
+        if params.window is not None:
+            return past.metrics(params)
+        return snapshot.metrics(workers, params, clock())
+
+    answered: dict[str, Handler] = {
+        "worker.metrics": metrics,
+        "worker.list": lambda _params: snapshot.worker_list(fleet()),
+        "worker.health": lambda _params: health(),
+        **_of_the_past(past),
+        "fleet.metrics": lambda _params: fleet().metrics(clock()),
+        "rpc.discover": lambda _params: document(version, ON_HUB),
+    }
+    return {name: answered[name] if name in ON_HUB else _not_here(name) for name in PROCEDURES}
+
+
+def _of_the_past(past: Past) -> dict[str, Handler]:
+    return {
+        "worker.history": past.history,
+        "pipelines.list": past.pipelines,
+        "pipelines.metrics": past.pipeline,
+        "pipelines.steps": past.steps,
+        "fleet.balance": past.balance,
+    }
+
+
+def _not_here(name: str) -> Handler:
+    def refuse(_params: Model) -> NoReturn:
+        raise NotOnHub(method=name)
+
+    return refuse

@@ -1,8 +1,8 @@
 """
 The whole collector as bytes, and back.
 
-MessagePack of the core's own types, by field name: a field that is added with a
-default reads what an older release wrote. `VERSION` changes when that is not so.
+A field that is added with a default reads what an older release wrote. `VERSION`
+changes when that is not so.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import msgspec
 from orbit_service.core.cardinality import Places
 from orbit_service.core.collector import Collector
 from orbit_service.core.ended import Ending
-from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.outbox import Key, Outbox
-from orbit_service.core.recent import Column, RecentRuns
-from orbit_service.core.sessions import EndedLife, Life, Session, Worker
+from orbit_service.core.saved import SavedWorker, decoder, encoder, revive, save
+from orbit_service.core.sessions import Session
 from orbit_service.core.window import LastDay, Tally
 
 VERSION = 2
@@ -28,15 +27,6 @@ VERSION = 2
 
 class Unreadable(Exception):
     """The bytes are no checkpoint that this release can read."""
-
-
-class _Worker(msgspec.Struct):
-    name: str
-    last_seen_ms: int
-    sessions: list[str]
-    life: Life | None
-    last_life: EndedLife | None
-    recent: list[Column]
 
 
 class _Names(msgspec.Struct, array_like=True):
@@ -52,7 +42,7 @@ class _State(msgspec.Struct):
     lives: int
     ledger: Ledger
     faults: dict[str, int]
-    workers: list[_Worker]
+    workers: list[SavedWorker]
     sessions: list[Session]
     ended_sessions: list[Session]
     ended_runs: dict[tuple[str, str], Ending]
@@ -65,18 +55,8 @@ class _State(msgspec.Struct):
     errors: _Names
 
 
-def _encoded(value: Any) -> bytes:
-    if isinstance(value, Histogram):
-        return value.encode()
-    raise NotImplementedError(f"a checkpoint holds no {type(value).__name__}")
-
-
-def _decoded(_type: type, value: Any) -> Histogram:
-    return Histogram.decode(value)
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_encoded).encode
-_decode = msgspec.msgpack.Decoder(_State, dec_hook=_decoded).decode
+_encode = encoder().encode
+_decode = decoder(_State).decode
 
 
 def dump(collector: Collector) -> bytes:
@@ -87,17 +67,7 @@ def dump(collector: Collector) -> bytes:
             lives=collector.lives,
             ledger=collector.ledger,
             faults=collector.faults,
-            workers=[
-                _Worker(
-                    name=worker.name,
-                    last_seen_ms=worker.last_seen_ms,
-                    sessions=list(worker.sessions),
-                    life=worker.life,
-                    last_life=worker.last_life,
-                    recent=list(worker.recent.columns),
-                )
-                for worker in collector.workers.values()
-            ],
+            workers=[save(worker) for worker in collector.workers.values()],
             sessions=list(collector.sessions.values()),
             ended_sessions=list(collector.ended_sessions.values()),
             ended_runs=collector.ended_runs.endings,
@@ -126,14 +96,7 @@ def load(data: bytes, collector: Collector) -> None:
     collector.sessions = {session.id: session for session in state.sessions}
     collector.ended_sessions.update((session.id, session) for session in state.ended_sessions)
     for saved in state.workers:
-        collector.workers[saved.name] = Worker(
-            name=saved.name,
-            last_seen_ms=saved.last_seen_ms,
-            sessions={id: collector.sessions[id] for id in saved.sessions},
-            life=saved.life,
-            last_life=saved.last_life,
-            recent=RecentRuns(saved.recent),
-        )
+        collector.workers[saved.name] = revive(saved, collector.sessions, collector.node)
     collector.ended_runs.restore(state.ended_runs)
     collector.pipelines_seen.update((pair, None) for pair in state.pipelines_seen)
     collector.last_day = LastDay(state.last_day)

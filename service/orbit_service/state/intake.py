@@ -99,18 +99,19 @@ class Intake:
 
     # ------------------------------------------------------------ what the history is given
 
-    def close_windows(self, now_ms: int) -> None:
-        """Make a publication of the windows that are over, if there are any."""
+    def close_windows(self, now_ms: int, *, anyway: bool = False) -> None:
+        """Make a publication of the windows that are over, if there are any, or `anyway`."""
         outbox = self.collector.outbox
-        if outbox.due(now_ms):
+        if anyway or outbox.due(now_ms):
             instance = outbox.instance or uuid4().hex
             outbox.close(instance, now_ms)
             self._write_outbox("close", CLOSED, outbox.number, now_ms, _json(instance))
 
-    def published(self, number: int, now_ms: int) -> None:
+    def taken(self, number: int, now_ms: int) -> None:
         """The history has taken everything up to this number."""
-        self.collector.outbox.take(number)
-        self._write_outbox("take", TAKEN, number, now_ms, _json(number))
+        if number > self.collector.outbox.taken:
+            self.collector.outbox.take(number)
+            self._write_outbox("take", TAKEN, number, now_ms, _json(number))
 
     def _write_outbox(self, kind: Kind, mark: str, number: int, now_ms: int, body: bytes) -> None:
         if self.journal is None:

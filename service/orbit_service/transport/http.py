@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.rpc.dispatch import Dispatcher
@@ -24,7 +23,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpOptions:
     """`local` is true when the service listens on loopback alone."""
 
-    version: str
+    document: Mapping[str, Any]  # OpenRPC
     local: bool = True
     token: str | None = None
 
@@ -61,7 +60,7 @@ def make_app(
         return web.json_response({"ready": ready(), **body}, status=200 if ready() else 503)
 
     async def openrpc(_request: web.Request) -> web.Response:
-        return web.json_response(document(options.version))
+        return web.json_response(options.document)
 
     app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options)])
     app.router.add_post("/rpc", rpc)

@@ -187,5 +187,5 @@ def test_it_takes_as_many_bytes_as_it_says(buckets: range, size: int) -> None:
     "data", [b"", b"\x01", b"\x03" + bytes(12), b"\x02" + bytes(11), b"\xff" + bytes(12)]
 )
 def test_what_is_no_histogram_is_an_error(data: bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"not a histogram|bytes"):
         Histogram.decode(data)

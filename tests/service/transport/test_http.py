@@ -18,8 +18,11 @@ from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
+from orbit_service.past import Archived
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 from orbit_service.rpc.handlers import make_handlers
+from orbit_service.settings import Settings
+from orbit_service.state.intake import Intake
 from orbit_service.transport.http import PROBES, HttpOptions, make_app
 
 TOKEN = "correct-horse"
@@ -32,16 +35,19 @@ def serve(aiohttp_client):
 
     async def serve(ready: bool = True, **options: Any) -> TestClient:
         collector = Collector("box")
+        past = Archived(Settings(), Intake(collector), lambda: T0)
         handlers = make_handlers(
             collector,
             lambda: T0,
             version=VERSION,
             info=lambda: None,
             health=lambda: health(collector, 1, T0),
+            past=past.answers,
+            fleet=past.fleet,
         )
         app = make_app(
             Dispatcher(handlers),
-            HttpOptions(VERSION, **options),
+            HttpOptions(document(VERSION), **options),
             ready=lambda: ready,
             health=lambda: health(collector, 1, T0),
         )

@@ -1,0 +1,187 @@
+"""
+The thread that gives the history what is closed, and keeps it in order.
+
+The loop offers; the thread adds, says what has been taken, and looks after old
+windows in between. While the database is away it tries again, ever more rarely,
+and what is to be published waits with the loop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loguru import logger
+
+from orbit_service.core.outbox import Publication
+from orbit_service.history.port import History, HistoryFailed, HistoryRefused, Member
+
+MAINTAIN_SECONDS = 60.0
+RENEW_SECONDS = 10.0
+FIRST_RETRY = 0.25
+LAST_RETRY = 10.0
+STUCK_SECONDS = 30.0  # a database that takes longer for one thing is in trouble
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the loop has for the history; `state` where the lease is to be renewed."""
+
+    instance: str
+    publications: Sequence[Publication]
+    state: bytes | None = None
+
+
+class Publisher:
+    """Owns the history's writing side.
+
+    `post(act, *arguments)` runs something in the loop; `taken(number)` is called
+    there. `trouble` says why the history cannot be used now, or is None.
+    """
+
+    def __init__(
+        self,
+        history: Callable[[], History],
+        node: str,
+        post: Callable[..., object],
+        taken: Callable[[int], None],
+    ) -> None:
+        self.failures = 0
+        self.refused = 0  # publications
+        self.twin: str | None = None
+        self._history = history
+        self._node = node
+        self._post = post
+        self._taken = taken
+        self._trouble: str | None = None
+        self._condition = threading.Condition()
+        self._offer: Offer | None = None
+        self._stopping = False
+        self._busy_since: float | None = None
+        self._maintain_at = 0.0
+        self._retry_after = FIRST_RETRY
+        self._others: dict[str, int] = {}  # instances of our name: when they last wrote
+        self._thread = threading.Thread(target=self._run, name="orbit-history", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def trouble(self) -> str | None:
+        since = self._busy_since
+        if since is not None and time.monotonic() - since > STUCK_SECONDS:
+            return f"no answer for {int(time.monotonic() - since)} s"
+        return self._trouble
+
+    @property
+    def ready(self) -> bool:
+        """Whether an offer would be taken up now."""
+        return self._offer is None and self._busy_since is None and self._trouble is None
+
+    def offer(self, offer: Offer) -> None:
+        with self._condition:
+            self._offer = offer
+            self._condition.notify()
+
+    def stop(self) -> None:
+        """End the thread; waits for what it does, and not for ever."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(STOP_SECONDS)
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            offer = self._wait()
+            self._busy_since = time.monotonic()
+            try:
+                self._work(offer)
+                self._recovered()
+                wait = 0.0
+            except Exception as error:  # noqa: BLE001  # else nothing is published any more
+                if not isinstance(error, HistoryFailed):
+                    logger.opt(exception=error).error("publishing to the history failed")
+                self._failed(str(error))
+                wait = self._retry_after
+                self._retry_after = min(2 * self._retry_after, LAST_RETRY)
+            finally:
+                self._busy_since = None
+            with self._condition:
+                # What was offered is still with the loop; it offers again when all is well.
+                self._offer = None if wait else self._offer
+                self._condition.wait_for(lambda: self._stopping, timeout=wait)
+
+    def _wait(self) -> Offer | None:
+        with self._condition:
+            rest = self._maintain_at - time.monotonic()
+            self._condition.wait_for(lambda: self._offer or self._stopping, timeout=max(rest, 0))
+            offer, self._offer = self._offer, None
+            return offer
+
+    def _work(self, offer: Offer | None) -> None:
+        if offer is not None and offer.publications:
+            self._publish(offer.instance, offer.publications)
+        if offer is not None and offer.state is not None:
+            self._look_at(self._history().renew(self._node, offer.instance, offer.state))
+        if time.monotonic() >= self._maintain_at:
+            self._maintain()
+
+    def _publish(self, instance: str, publications: Sequence[Publication]) -> None:
+        history = self._history()
+        try:
+            number = history.apply(self._node, instance, publications)
+        except HistoryRefused as error:
+            if len(publications) > 1:
+                for publication in publications:
+                    self._publish(instance, [publication])
+                return
+            number = publications[0].number
+            logger.error("publication {} is left out, the history refuses it: {}", number, error)
+            self.refused += 1
+            history.apply(self._node, instance, [Publication(number, {}, {})])
+        self._post(self._taken, number)
+
+    def _maintain(self) -> None:
+        """A few steps, so that what is offered does not wait; then again at once, or in a while."""
+        self._maintain_at = time.monotonic()
+        history = self._history()
+        if not history.maintain(self._node):
+            for node in set(history.abandoned()) - {self._node}:
+                while history.maintain(node) and not self._stopping and not self._offer:
+                    pass
+            self._maintain_at += MAINTAIN_SECONDS
+
+    def _look_at(self, others: Sequence[Member]) -> None:
+        """Another that goes on writing under our name is a twin; one before our restart is not."""
+        again = [o for o in others if o.alive and self._others.get(o.instance, o.at_ms) < o.at_ms]
+        self._others = {other.instance: other.at_ms for other in others}
+        twin = again[0].instance if again else None
+        if twin and not self.twin:
+            logger.error(
+                "another service calls itself {} too (instance {}): set ORBIT_NODE of one of them; "
+                "both are counted",
+                self._node,
+                twin,
+            )
+        if twin or not any(other.alive for other in others):
+            self.twin = twin
+
+    # ------------------------------------------------------------ trouble
+
+    def _failed(self, why: str) -> None:
+        self.failures += 1
+        self._maintain_at = 0.0  # also to see whether it is there again
+        if why != self._trouble:
+            logger.error("the history cannot be used: {}; windows wait", why)
+        self._trouble = why
+
+    def _recovered(self) -> None:
+        self._retry_after = FIRST_RETRY
+        if self._trouble is not None:
+            logger.info("the history is used again")
+            self._trouble = None

@@ -1,0 +1,111 @@
+"""
+A hub: one address that answers for all nodes, from the history that they share.
+
+It has no socket and no state; what it knows is at most 15 s old, or it says that it
+knows nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from loguru import logger
+
+from orbit_rpc_schema.errors import Explained, HistoryUnavailable
+from orbit_rpc_schema.openrpc import document
+from orbit_rpc_schema.procedures import Health
+from orbit_service.core.fleet import Fleet
+from orbit_service.core.health import Status
+from orbit_service.core.outbox import Outbox
+from orbit_service.history.archive import Archive
+from orbit_service.history.late import LateHistory
+from orbit_service.history.watch import Watch
+from orbit_service.program import VERSION, Program, run, wall_clock
+from orbit_service.rpc.dispatch import Dispatcher
+from orbit_service.rpc.handlers import ON_HUB, Clock, make_hub_handlers
+from orbit_service.rpc.past import Past
+from orbit_service.settings import Settings
+
+
+class HubNeedsDatabase(Explained):
+    """
+    A hub answers from a history that many nodes share, and none is set.
+    Set ORBIT_HISTORY_URL=postgresql+psycopg://user@host/database.
+    """
+
+
+class HubNeedsHttp(Explained):
+    """
+    A hub answers over HTTP alone, and ORBIT_HTTP is none.
+    Set ORBIT_HTTP to an address, such as 127.0.0.1:8790.
+    """
+
+
+class Hub(Program):
+    """One running hub."""
+
+    def __init__(self, settings: Settings, clock: Clock = wall_clock) -> None:
+        if settings.history_url is None:
+            raise HubNeedsDatabase
+        if settings.http is None:
+            raise HubNeedsHttp
+        super().__init__(settings)
+        self._clock = clock
+        self.history = LateHistory(settings.history_url, None, settings.retention)
+        fleet = Fleet()
+        self._watch = Watch(self.history, fleet, own=lambda: "")
+        archive = Archive(self.history, "", Outbox)
+        past = Past(archive, settings.retention, fleet, clock)
+        handlers = make_hub_handlers(
+            clock, version=VERSION, health=self.health, past=past, fleet=self._watch.fleet
+        )
+        self._dispatcher = Dispatcher(handlers)
+        self._document = document(VERSION, ON_HUB)
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        stack.callback(self.history.close)
+        await self._start_http(self._dispatcher, self._document, stack)
+        self.spawn(self._watch.run(), stack)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has read the fleet lately."""
+        return self._watch.fresh
+
+    def health(self) -> Health:
+        """worker.health of a fleet: whether its nodes are there."""
+        try:
+            fleet = self._watch.fleet()
+        except HistoryUnavailable as error:
+            return _health("error", error.message, fleet=None)
+        lost = sorted(node.name for node in fleet.others.values() if not node.alive)
+        alive = len(fleet.others) - len(lost)
+        workers = sum(worker.life is not None for worker in fleet.select(None))
+        said = f"{alive} nodes alive, {workers} workers connected"
+        if lost:
+            return _health("error", f"{len(lost)} nodes lost: {', '.join(lost[:5])}; {said}", fleet)
+        return _health("healthy", said, fleet)
+
+
+def _health(status: Status, message: str, fleet: Fleet | None) -> Health:
+    seen = [] if fleet is None else [worker.last_seen_ms for worker in fleet.select(None)]
+    return Health(
+        status=status,
+        message=message,
+        last_activity=max(seen, default=None),
+        stuck_runs=[],
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Run a hub until SIGTERM or SIGINT."""
+    hub = Hub(settings)
+    await run(
+        hub,
+        lambda: logger.info(
+            "orbit-metrics {}, a hub: http at {}, history in {}",
+            VERSION,
+            hub.http_address,
+            hub.history.name,
+        ),
+    )
