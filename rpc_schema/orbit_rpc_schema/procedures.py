@@ -361,8 +361,12 @@ class Summary(Model):
     error_rate: Percent | None
 
 
-class Point(Summary):
+class Start(Model):
     at: EpochMs = Field(description="start of the step")
+
+
+class Point(Summary, Start):
+    pass
 
 
 class Change(Model):

@@ -234,7 +234,7 @@ class Collector:
         window = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
         if not durations:
             return
-        for detail in details.values():
+        for i, detail in details.items():
             for step in detail.steps:
                 key_of_step = self._placed(
                     self.steps, window._replace(step=step.name), "step", now_ms
@@ -242,7 +242,7 @@ class Collector:
                 self.outbox.stats(key_of_step, at_ms).add_step(
                     step.duration_us, step.failed, step.attempts, at_ms
                 )
-            if detail.error is not None:
+            if detail.error is not None and i in failed:
                 self._add_error(window, detail.error, at_ms, now_ms)
         self._counted(session, len(durations))
         self.last_day.add(

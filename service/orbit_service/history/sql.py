@@ -87,7 +87,7 @@ class SqlHistory:
         self.levels = levels
         self._clock = clock
         self._ids: dict[tuple[int, Key], int] = {}
-        self._opened: Identity | None = None
+        self._opened: Identity | None = None  # the file that has the right tables
         self._opening = Lock()
 
     def close(self) -> None:
@@ -129,10 +129,10 @@ class SqlHistory:
 
     def _open(self) -> None:
         identity = self.database.identity()
-        if self._opened == identity:
+        if self._opened is not None and self._opened == identity:
             return
         with self._opening:
-            if self._opened == identity:
+            if self._opened is not None and self._opened == identity:
                 return
             if self._opened is not None:
                 logger.error("{} was deleted or replaced; it is made anew", self.database.path)
