@@ -361,11 +361,11 @@ class Summary(Model):
     error_rate: Percent | None
 
 
-class Start(Model):
+class At(Model):
     at: EpochMs = Field(description="start of the step")
 
 
-class Point(Summary, Start):
+class Point(Summary, At):
     pass
 
 

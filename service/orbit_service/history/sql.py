@@ -87,11 +87,12 @@ class SqlHistory:
         self.levels = levels
         self._clock = clock
         self._ids: dict[tuple[int, Key], int] = {}
-        self._opened: Identity | None = None  # the file that has the right tables
+        self._file: Identity | None = None
+        self._ready = False  # the right tables were there
         self._opening = Lock()
 
     def close(self) -> None:
-        self._opened = None
+        self._ready = False
         self.database.close()
 
     # ------------------------------------------------------------ transactions
@@ -118,10 +119,10 @@ class SqlHistory:
             self._open()
             yield
         except HistoryFailed:
-            self._opened = None
+            self._ready = False
             raise
         except (SQLAlchemyError, OSError, ValueError, OverflowError) as error:
-            self._opened = None
+            self._ready = False
             refused = isinstance(error, (DataError, IntegrityError, ValueError, OverflowError))
             text = str(getattr(error, "orig", None) or error).strip()
             kind = HistoryRefused if refused else HistoryFailed
@@ -129,16 +130,14 @@ class SqlHistory:
 
     def _open(self) -> None:
         identity = self.database.identity()
-        if self._opened is not None and self._opened == identity:
+        if self._ready and self._file == identity:
             return
         with self._opening:
-            if self._opened is not None and self._opened == identity:
-                return
-            if self._opened is not None:
+            if self._file not in (None, identity):
                 logger.error("{} was deleted or replaced; it is made anew", self.database.path)
                 self.database.close()
             schema.prepare(self.database)
-            self._opened = self.database.identity()
+            self._file, self._ready = self.database.identity(), True
 
     def _now(self, connection: Connection) -> int:
         if self._clock is not None:
