@@ -475,7 +475,8 @@ class SqlHistory:
                 kinds.append(s.error != "")
             conditions.append(or_(*kinds))
         if wanted.node is not None:
-            conditions.append(s.node == select(node.c.id).where(node.c.name == wanted.node))
+            named = select(node.c.id).where(node.c.name == wanted.node)
+            conditions.append(s.node == named.scalar_subquery())
         if wanted.worker is not None:
             conditions.append(s.worker == wanted.worker)
         if wanted.pipeline is not None:
