@@ -1,5 +1,5 @@
 """
-One JSON-RPC call over the worker socket, blocking, on the standard library alone.
+One JSON-RPC call, blocking, on the standard library alone: over the worker socket or HTTP.
 
 For whoever only asks: the client's get_metrics, the command line, a health check.
 It opens a connection for each call; streaming runs is the client's sender.
@@ -58,6 +58,32 @@ def call(
                 raise ConnectionResetError(f"{path} closed the connection without an answer")
             received += chunk
     return _result(bytes(received), path)
+
+
+def call_http(
+    url: str,
+    method: str,
+    params: Mapping[str, Any] | Sequence[Any] = (),
+    *,
+    token: str | None = None,
+    timeout: float = 35.0,
+) -> Any:
+    """The result of one call to the service, or hub, at `http://host:port`.
+
+    `timeout` in seconds is longer than the service takes to give up on its database.
+    Raises OSError and CallFailed as `call` does, ValueError for what is no URL.
+    """
+    from urllib.request import Request, urlopen  # half of a client's time to start
+
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url} does not begin with http:// or https://")
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    address = f"{url.rstrip('/')}/rpc"
+    body = encode(request(1, method, params))
+    with urlopen(Request(address, body, headers), timeout=timeout) as answer:  # checked
+        return _result(answer.read(), url)
 
 
 def _result(received: bytes, path: str | PathLike[str]) -> Any:

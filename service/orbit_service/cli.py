@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from orbit_rpc_schema.caller import CallFailed, call
+from orbit_rpc_schema.caller import CallFailed, call, call_http
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.wire import default_socket_path
 
@@ -59,16 +59,37 @@ socket_option = click.option(
 )
 
 
-def ask(socket: Path, method: str, params: Any = ()) -> Any:
+url_option = click.option(
+    "--url",
+    help="A service or hub over HTTP in place of the socket, such as http://127.0.0.1:8790; "
+    "the token is read from ORBIT_TOKEN or ORBIT_TOKEN_FILE.",
+)
+
+
+def ask(socket: Path, url: str | None, method: str, params: Any = ()) -> Any:
     """One call to the service, or the end of the command."""
     try:
-        return call(socket, method, params)
+        if url is None:
+            # A question about the past may have to wait for a database.
+            return call(socket, method, params, timeout=35.0)
+        return call_http(url, method, params, token=token())
     except CallFailed as error:
+        problems = (error.data or {}).get("problems") if isinstance(error.data, dict) else None
+        if problems:
+            fail(f"{method}: " + "; ".join(problems))
         details = f"\n{json.dumps(error.data, indent=2)}" if error.data else ""
         fail(f"{method}: {error}{details}")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
+        if url is not None:
+            fail(f"no answer from {url}: {why}")
         fail(f"no service at {socket}: {why}. Is it running? Try: orbit-metrics doctor")
+
+
+def token() -> str | None:
+    if path := os.environ.get("ORBIT_TOKEN_FILE"):
+        return Path(path).read_text().strip()
+    return os.environ.get("ORBIT_TOKEN")
 
 
 # ---------------------------------------------------------------- the service
@@ -176,27 +197,89 @@ def doctor(socket: Path) -> None:
 
 @cli.command()
 @socket_option
+@url_option
 @click.option("--json", "as_json", is_flag=True, help="The result of worker.metrics as it is.")
 @click.option("--worker", help="This worker's alone.")
 @click.option("--pipeline", help="This pipeline's alone.")
-def metrics(socket: Path, as_json: bool, worker: str | None, pipeline: str | None) -> None:
+@click.option("--window", help="Over so long until now, such as 5m or 24h.")
+def metrics(socket: Path, url: str | None, as_json: bool, **selection: str | None) -> None:
     """Totals, rates and percentiles, now."""
-    selection = {"worker": worker, "pipeline": pipeline}
-    params = {name: value for name, value in selection.items() if value is not None}
-    answer = ask(socket, "worker.metrics", params)
+    answer = ask(socket, url, "worker.metrics", _given(selection))
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
     from orbit_service.tables import metrics_table
 
-    click.echo(metrics_table(answer))
+    click.echo(metrics_table(answer, selection["window"]))
+
+
+@cli.command()
+@socket_option
+@url_option
+@click.option("--last", default="24h", show_default=True, help="So long until now: 90m, 24h, 30d.")
+@click.option("--from", "from_", help="In place of --last: epoch ms, -2h, or ISO 8601 with offset.")
+@click.option("--to", default="now", show_default=True, help="Likewise.")
+@click.option("--step", help="Between two lines. [default: some 24 lines; about 200 points else]")
+@click.option("--worker", help="This worker's alone.")
+@click.option("--pipeline", help="This pipeline's alone.")
+@click.option("--group-by", type=click.Choice(["worker", "pipeline", "node"]))
+@click.option("--trend", is_flag=True, help="Compare with the range before.")
+@click.option("--json", "as_json", is_flag=True, help="The result of worker.history as it is.")
+@click.option("--csv", "as_csv", is_flag=True, help="A line for each point; times in UTC.")
+def history(
+    socket: Path,
+    url: str | None,
+    last: str,
+    from_: str | None,
+    as_json: bool,
+    as_csv: bool,
+    **options: Any,
+) -> None:
+    """Runs, failures and percentiles over time.
+
+    \b
+    orbit-metrics history --last 24h --pipeline import-orders
+    orbit-metrics history --last 7d --group-by pipeline --csv
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude one another")
+    options["groupBy"] = options.pop("group_by")
+    options["from"] = from_ or f"-{last}"
+    if not (options["step"] or as_json or as_csv):
+        options["step"] = _readable_step(options["from"], options["to"])
+    answer = ask(socket, url, "worker.history", _given(options))
+    from orbit_service.tables import history_csv, history_table
+
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(history_csv(answer) if as_csv else history_table(answer), nl=not as_csv)
+
+
+def _readable_step(start: str, end: str) -> int | None:
+    """A step that gives some 24 lines; what is wrong with a range, the service says."""
+    from orbit_service.core.rollup import BadRange, plan
+    from orbit_service.program import wall_clock
+    from orbit_service.rpc.times import parse_time
+
+    now_ms = wall_clock()
+    try:
+        times = parse_time(start, now_ms), parse_time(end, now_ms)
+        return plan(*times, None, now_ms, wanted_points=24).step_ms
+    except BadRange:
+        return None
+
+
+def _given(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value not in (None, False)}
 
 
 @cli.command("call")
 @socket_option
+@url_option
 @click.argument("method")
 @click.argument("params", default="{}", metavar="[JSON]")
-def call_command(socket: Path, method: str, params: str) -> None:
+def call_command(socket: Path, url: str | None, method: str, params: str) -> None:
     """Call METHOD with params as JSON, an object or an array.
 
     \b
@@ -208,7 +291,7 @@ def call_command(socket: Path, method: str, params: str) -> None:
         fail(f"the params are not JSON: {error}", code=2)
     if not isinstance(parsed, (dict, list)):
         fail("the params are an object or an array", code=2)
-    click.echo(json.dumps(ask(socket, method, parsed), indent=2))
+    click.echo(json.dumps(ask(socket, url, method, parsed), indent=2))
 
 
 @cli.command()

@@ -52,12 +52,13 @@ class Archive:
         """All rows that are wanted, added to what `make` makes. Raises HistoryUnavailable."""
         for _ in range(TRIES):
             outbox = self._outbox()
-            instance, made = outbox.instance, outbox.number
+            made = outbox.number
             noted = [row for row in outbox.unpublished() if _is_wanted(wanted, row[1], row[2])]
             total = make()
             taken = await self._in_thread(partial(self._read, wanted, total))
-            number = taken.get(instance, 0)
-            if number > made:
+            # The first window to close gives the instance its name, maybe meanwhile.
+            number = taken.get(self._outbox().instance, 0)
+            if number > made or self._outbox() is not outbox:
                 continue
             for n, start_ms, key, stats in noted:
                 if n > number:

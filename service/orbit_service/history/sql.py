@@ -109,7 +109,7 @@ class SqlHistory:
                 yield connection
         except HistoryFailed:
             # What was thought to be there may not be.
-            self._ids.clear()
+            self._ids = {}
             raise
 
     @contextmanager
@@ -136,6 +136,7 @@ class SqlHistory:
             if self._file not in (None, identity):
                 logger.error("{} was deleted or replaced; it is made anew", self.database.path)
                 self.database.close()
+                self._ids = {}
             schema.prepare(self.database)
             self._file, self._ready = self.database.identity(), True
 
@@ -227,25 +228,26 @@ class SqlHistory:
         return rolled
 
     def _ids_of(self, connection: Connection, node_id: int, keys: Iterable[Key]) -> dict[Key, int]:
-        missing = [key for key in keys if (node_id, key) not in self._ids]
-        if missing:
-            if len(self._ids) > KEPT_IDS:
-                self._ids.clear()
-                missing = list(keys)
-            self._load_ids(connection, node_id)
-            new = [key for key in missing if (node_id, key) not in self._ids]
-            if new:
-                connection.execute(
-                    self.database.insert(series).on_conflict_do_nothing(),
-                    [{"node": node_id, **key._asdict()} for key in new],
-                )
-                self._load_ids(connection, node_id)
-        return {key: self._ids[node_id, key] for key in keys}
+        known = self._ids
+        new = [key for key in keys if (node_id, key) not in known]
+        if new:
+            if len(known) > KEPT_IDS:
+                known = self._ids = {}
+            self._load_ids(connection, node_id, known)
+            new = [key for key in keys if (node_id, key) not in known]
+        if new:
+            connection.execute(
+                self.database.insert(series).on_conflict_do_nothing(),
+                [{"node": node_id, **key._asdict()} for key in new],
+            )
+            self._load_ids(connection, node_id, known)
+        return {key: known[node_id, key] for key in keys}
 
-    def _load_ids(self, connection: Connection, node_id: int) -> None:
+    def _load_ids(
+        self, connection: Connection, node_id: int, known: dict[tuple[int, Key], int]
+    ) -> None:
         found = connection.execute(select(series.c.id, *_KEY).where(series.c.node == node_id))
-        for id, *key in found:
-            self._ids[node_id, Key(*key)] = id
+        known.update({(node_id, Key(*key)): id for id, *key in found})
 
     def _add_rows(
         self, connection: Connection, number: int, rows: dict[tuple[int, int], Stats]
@@ -364,7 +366,7 @@ class SqlHistory:
             connection.execute(delete(error_text).where(error_text.c.series.in_(some)))
             connection.execute(delete(series).where(series.c.id.in_(some)))
         if ids:
-            self._ids.clear()
+            self._ids = {}
 
     # ------------------------------------------------------------ who is there
 

@@ -92,7 +92,9 @@ class Past:
             range = plan(start_ms, end_ms, step_ms, now_ms, self._levels, points)
         first_ms = 2 * range.start_ms - range.end_ms if params.trend else range.start_ms
         parts = [Segment(range.level, first_ms, range.end_ms)]
-        wanted = _wanted(parts, params.worker, params.pipeline, whole=params.group_by != "worker")
+        wanted = _wanted(
+            parts, params.worker, params.pipeline, whole=params.group_by in (None, "node")
+        )
         found = await self._archive.read(
             wanted, lambda: Timeline(range, params.group_by, trend=params.trend)
         )

@@ -1,0 +1,191 @@
+"""Windows that are open, and publications that wait: nothing twice, nothing forgotten."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders import HOUR, MINUTE, MS, SECOND, T0
+from orbit_service.core import outbox as bounds
+from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Outbox, sum_of
+from orbit_service.core.stats import Stats, merged
+
+SEND = Key("mailer", "send")
+ROW = 508  # bytes of a publication of one run, as they are counted
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox()
+
+
+def add(outbox: Outbox, at_ms: int, *durations_us: int, key: Key = SEND) -> None:
+    outbox.stats(key, at_ms).add_runs(durations_us, 0, at_ms)
+
+
+def fill(outbox: Outbox, windows: int, first_ms: int = T0) -> None:
+    """One publication for each of so many windows, of one run each."""
+    for number in range(windows):
+        at = first_ms + number * 10 * SECOND
+        add(outbox, at, MS)
+        outbox.close("instance", at + 12 * SECOND)
+
+
+def on_disk(outbox: Outbox) -> None:
+    outbox.committed(outbox.marks())
+
+
+def starts(outbox: Outbox) -> list[int]:
+    return [start for publication in outbox.waiting for start in publication.windows]
+
+
+# ---------------------------------------------------------------- closing
+
+
+def test_a_window_is_over_two_seconds_after_its_end(outbox: Outbox) -> None:
+    add(outbox, T0 + 9_999, MS)
+
+    assert not outbox.due(T0 + 12 * SECOND - 1)
+    assert outbox.due(T0 + 12 * SECOND)
+
+
+def test_a_window_that_a_clock_opened_far_ahead_is_over(outbox: Outbox) -> None:
+    add(outbox, T0, MS)
+
+    assert not outbox.due(T0 - MINUTE)
+    assert outbox.due(T0 - MINUTE - 10 * SECOND)
+
+
+def test_only_what_is_over_is_closed(outbox: Outbox) -> None:
+    add(outbox, T0, MS)
+    add(outbox, T0 + 10 * SECOND, MS)
+    outbox.close("instance", T0 + 12 * SECOND)
+
+    assert starts(outbox) == [T0]
+    assert list(outbox.windows) == [T0 + 10 * SECOND]
+
+
+def test_what_comes_late_opens_its_window_anew(outbox: Outbox) -> None:
+    fill(outbox, 2)
+    add(outbox, T0, 5 * MS)
+    outbox.close("instance", T0 + MINUTE)
+
+    assert starts(outbox) == [T0, T0 + 10 * SECOND, T0]
+    assert [p.number for p in outbox.waiting] == [1, 2, 3]
+
+
+def test_the_instance_stays_what_it_was_first(outbox: Outbox) -> None:
+    outbox.close("first", T0)
+    outbox.close("second", T0)
+
+    assert outbox.instance == "first"
+
+
+# ---------------------------------------------------------------- sending
+
+
+def test_nothing_is_sent_that_is_not_on_the_disk(outbox: Outbox) -> None:
+    fill(outbox, 1)
+    assert outbox.head() == []
+
+    on_disk(outbox)
+    assert [p.number for p in outbox.head()] == [1]
+
+
+def test_what_was_taken_is_forgotten(outbox: Outbox) -> None:
+    fill(outbox, 3)
+    outbox.take(2)
+    on_disk(outbox)
+
+    assert [p.number for p in outbox.head()] == [3]
+    assert outbox.size == outbox.waiting[0].size
+
+
+def test_nothing_is_sent_while_the_disk_does_not_know_what_was_taken(outbox: Outbox) -> None:
+    fill(outbox, 3)
+    on_disk(outbox)
+    outbox.take(2)
+
+    assert outbox.head() == []
+
+
+def test_so_many_are_sent_together(outbox: Outbox) -> None:
+    fill(outbox, bounds.HEAD + 5)
+    on_disk(outbox)
+
+    assert [p.number for p in outbox.head()] == list(range(1, bounds.HEAD + 1))
+
+
+# ---------------------------------------------------------------- the bound
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for two hundred windows or so."""
+    monkeypatch.setattr(bounds, "MAX_BYTES", 200 * ROW)
+
+
+def test_over_the_bound_windows_become_coarser_and_lose_no_run(small: None, outbox: Outbox) -> None:
+    fill(outbox, 500)
+
+    assert outbox.size <= bounds.MAX_BYTES
+    assert merged(sum_of(w) for p in outbox.waiting for w in p.windows.values()).runs == 500
+    assert outbox.dropped == 0
+
+
+def test_a_coarse_window_stands_where_its_minute_begins(small: None, outbox: Outbox) -> None:
+    fill(outbox, 500)
+
+    coarse = [at for p in outbox.waiting[bounds.HEAD :][:10] for at in p.windows]
+    assert len(coarse) == 10
+    assert all(at % MINUTE == 0 for at in coarse[1:])
+
+
+def test_what_may_have_been_sent_stays_as_it_is(small: None, outbox: Outbox) -> None:
+    fill(outbox, 500)
+
+    head = outbox.waiting[: bounds.HEAD]
+    assert [p.number for p in head] == list(range(1, bounds.HEAD + 1))
+    assert all(list(p.windows) == [T0 + i * 10 * SECOND] for i, p in enumerate(head))
+
+
+def test_what_finds_no_memory_as_hours_either_is_dropped_and_counted(
+    monkeypatch: pytest.MonkeyPatch, outbox: Outbox
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_BYTES", (bounds.HEAD + 4) * ROW)
+    for hour in range(bounds.HEAD + 10):
+        fill(outbox, 1, T0 + hour * HOUR)
+
+    assert outbox.size <= bounds.MAX_BYTES
+    assert outbox.dropped > 0
+    assert len(outbox.waiting) + outbox.dropped == bounds.HEAD + 10
+
+
+# ---------------------------------------------------------------- sums
+
+
+def test_rows_of_steps_and_errors_are_not_runs() -> None:
+    window = {SEND: Stats(runs=3), SEND._replace(step="parse"): Stats(runs=3)}
+    window[SEND._replace(error="ValueError")] = Stats(runs=1, failed=1)
+
+    assert sum_of(window).runs == 3
+
+
+def test_rows_that_are_given_out_do_not_change(outbox: Outbox) -> None:
+    add(outbox, T0, MS)
+    [(number, start, key, stats)] = outbox.unpublished()
+    add(outbox, T0, MS)
+
+    assert (number, start, key, stats.runs) == (1, T0, SEND, 1)
+
+
+def test_the_newest_error_of_a_type_is_kept() -> None:
+    key = SEND._replace(error="ValueError")
+    texts = {key: ErrorText(5, "older", None)}
+    bounds.add_errors(texts, {key: ErrorText(4, "oldest", None)})
+    bounds.add_errors(texts, {key: ErrorText(6, "newest", None)})
+
+    assert texts == {key: ErrorText(6, "newest", None)}
+
+
+def test_everything_is_the_key_of_nothing_in_particular() -> None:
+    assert EVERYTHING == ("", "", "", "", "")
