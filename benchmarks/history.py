@@ -74,10 +74,9 @@ def some_runs(middle_us: float, seed: int, scale: int = 1) -> Stats:
     stats.add_wait(int(middle_us))
     for _ in range(2):
         stats.add_unfinished_attempt()
-    once = merged([stats])
     stats.histogram.lanes *= scale
     for name in ("runs", "failed", "attempts", "retries", "timed", "total_us", "waited"):
-        setattr(stats, name, getattr(once, name) * scale)
+        setattr(stats, name, getattr(stats, name) * scale)
     return stats
 
 
@@ -170,8 +169,9 @@ class Filled:
 
     def _ids(self) -> list[int]:
         with self.history.database.reading() as connection:
-            found = connection.execute(select(series.c.pipeline, series.c.id))
-            ids = {pipeline: id for pipeline, id in found}
+            ids = {
+                row[0]: row[1] for row in connection.execute(select(series.c.pipeline, series.c.id))
+            }
         return [ids[key.pipeline] for key in (*self.rows.keys, EVERYTHING)]
 
     def _insert(self, level: int, ids: Sequence[int], starts: range) -> None:

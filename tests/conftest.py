@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from databases import Postgres
 from orbit_rpc_schema.caller import call
 from orbit_service.app import Service, wall_clock
+from orbit_service.history import engines, schema
 from orbit_service.rpc.handlers import Clock
 from orbit_service.settings import Settings
 from orbit_worker.client import MetricsClient
@@ -85,3 +87,27 @@ def client(tmp_path: Path) -> Iterator[MetricsClient]:
     client = MetricsClient(socket=tmp_path / "worker.sock", worker="tests")
     yield client
     client.close(timeout=1.0)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A server for the tests of this process, with an empty history to copy."""
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    template = engines.postgres(engines.checked_url(server.make("empty")))
+    schema.migrate(template)
+    template.close()
+    yield server
+    server.close()
+
+
+_numbers = iter(range(1_000_000))
+_naming = threading.Lock()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """A database of the test's own, with the tables of a history."""
+    with _naming:
+        name = f"history-{next(_numbers)}"
+    yield postgres.make(name, template="empty")
+    postgres.drop(name)

@@ -54,7 +54,8 @@ class Hub(Program):
         self.history = LateHistory(settings.history_url, None, settings.retention)
         fleet = Fleet()
         self._watch = Watch(self.history, fleet, own=lambda: "")
-        archive = Archive(self.history, "", Outbox)
+        nothing = Outbox()  # is open here
+        archive = Archive(self.history, "", lambda: nothing)
         past = Past(archive, settings.retention, fleet, clock)
         handlers = make_hub_handlers(
             clock, version=VERSION, health=self.health, past=past, fleet=self._watch.fleet
