@@ -200,7 +200,8 @@ class Filled:
         return found + self._stored(level - 1, max(start_ms, there.stop), end_ms)
 
     def past(self) -> Past:
-        archive = Archive(lambda: self.history, NODE, Outbox)
+        outbox = Outbox()  # nothing waits
+        archive = Archive(lambda: self.history, NODE, lambda: outbox)
         return Past(archive, LEVELS, Fleet(), lambda: NOW)
 
 

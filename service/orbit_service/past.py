@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 DRAIN_SECONDS = 5.0  # for what is published at the end
 DRAIN_LOOK_SECONDS = 0.02
-# As seen from a day later every window is over.
-LATER_MS = 24 * 3_600_000
 
 
 class Archived:
@@ -68,7 +66,7 @@ class Archived:
         if self.history.shared:
             # Others have to know this one by its instance.
             if not self._intake.collector.outbox.instance:
-                self._intake.close_windows(self._clock(), anyway=True)
+                self._intake.close_every_window(self._clock())
             program.spawn(self._watch.run(), stack)
 
     def publish(self) -> None:
@@ -88,7 +86,7 @@ class Archived:
         """Publish the open windows too: this node may not be started again."""
         outbox = self._intake.collector.outbox
         if outbox.windows:
-            self._intake.close_windows(self._clock() + LATER_MS)
+            self._intake.close_every_window(self._clock())
         until = time.monotonic() + DRAIN_SECONDS
         while outbox.waiting and self.trouble is None and time.monotonic() < until:
             self.publish()

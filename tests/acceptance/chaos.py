@@ -14,10 +14,11 @@ everything else follows from the file exactly. Only runs that had begun around t
 the beginning may be lost runs or not: there a number has bounds.
 
 Service and workers are forked from a process that has imported them already, which
-starts one in milliseconds. Of the product three constants are changed: how long sessions
-are waited for after a start, how much journal makes a checkpoint, and how often a worker
-looks for spools. Contents and actions come from the seed; when exactly a kill strikes does
-not, so a seed that failed may have to be run more than once.
+starts one in milliseconds. Of the product six constants are changed: how long sessions are
+waited for after a start, how much journal makes a checkpoint, how often a worker looks for
+spools, how soon a window closes and is rolled up, and how often the history is looked
+after. Contents and actions come from the seed; when exactly a kill strikes does not, so a
+seed that failed may have to be run more than once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from killed_at import POINTS, Countdown
+from killed_at import POINTS, Countdown, close_windows_at_once
 
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_service.app import serve
@@ -109,6 +110,7 @@ def run_service(folder: Path, checkpoint_bytes: int, point: str | None, times: i
     os.dup2(log, 2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     workers.RETURN_SECONDS = RETURN_SECONDS
+    close_windows_at_once()
     journal.CHECKPOINT_BYTES = checkpoint_bytes
     if point is not None:
         POINTS[point](Countdown(times))
@@ -751,6 +753,10 @@ class Round:
         workers = {worker["name"]: worker["sessions"] for worker in self._ask("worker.list")}
         return workers == dict.fromkeys(NAMES, 1)
 
+    def _all_published(self) -> bool:
+        history = self._ask("service.info")["history"]
+        return not (history["waiting"] or history["trouble"])
+
     def _keeper_is_back(self) -> bool:
         return bool(self._ask("service.info")["connections"] > len(NAMES))  # and who asks
 
@@ -758,6 +764,8 @@ class Round:
         """What does not change while nothing happens."""
         passing = ("uptime", "uptimeSeconds", "runsPerHour", "timestamp")
         answers: dict[str, Any] = {"stats": self._ask("worker.stats")}
+        window = self._ask("worker.metrics", window="1h")
+        answers["the last hour"] = {k: v for k, v in window.items() if k not in passing}
         answers["total"] = self._ask("service.ledger")["total"]
         for name in NAMES:
             metrics = self._ask("worker.metrics", worker=name)
@@ -785,6 +793,8 @@ class Round:
             for part in books.values():
                 total.merge(part)
             everything.merge(total)
+            window = self._ask("worker.metrics", worker=name, window="1h")
+            yield from audit_series(f"{name}, the last hour", window, total)
             if name in SPOOLED:
                 # A session that was never seen before it was adopted has no life to count in.
                 continue
@@ -797,6 +807,11 @@ class Round:
                 yield f"{name}: totalExecutionTime {raw['totalExecutionTime']}"
             yield from self._audit_lost_runs(name)
         yield from self._audit_windows(everything)
+        window = self._ask("worker.metrics", window="1h")
+        yield from audit_series("the last hour", window, everything)
+        _until(self._all_published, "the history has everything")
+        window = self._ask("worker.metrics", window="1h")
+        yield from audit_series("the last hour, published", window, everything)
         ledger = self._ask("service.ledger", limit=1000)
         for key in ("recorded", "counted", "repeated", "late", "waiting", "forgotten"):
             if ledger["total"][key] != sum(session[key] for session in ledgers):

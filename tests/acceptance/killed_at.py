@@ -16,7 +16,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from orbit_service.core import outbox
 from orbit_service.entry import main
+from orbit_service.history import publisher, sql
+from orbit_service.history.sql import SqlHistory
 from orbit_service.state import journal, store
 from orbit_service.state.intake import Intake
 from orbit_service.transport.unix import Connection
@@ -32,6 +35,16 @@ class Countdown:
         self._left -= 1
         if not self._left:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def close_windows_at_once() -> None:
+    """Half a second after they open, so that a kill finds them on their way to the history.
+
+    Minutes are rolled up as they begin, so that all that follows comes late.
+    """
+    outbox.GRACE_MS = 500 - outbox.WINDOW_MS
+    publisher.MAINTAIN_SECONDS = 0.5
+    sql.SETTLED_S = -60
 
 
 def between_reading_and_committing(die: Countdown) -> None:
@@ -55,6 +68,33 @@ def between_commit_and_acknowledging(die: Countdown) -> None:
     _wrap(Intake, "committed", before=die)
 
 
+def before_the_history_takes_a_publication(die: Countdown) -> None:
+    """It is on the disk as waiting, and nobody else has it."""
+    _wrap(SqlHistory, "apply", before=die)
+
+
+def in_the_middle_of_publishing(die: Countdown) -> None:
+    """Its rows are in the history's transaction, and the transaction is open."""
+    _wrap(SqlHistory, "_add_rows", before=lambda: None, after=die)
+
+
+def after_the_history_has_taken_a_publication(die: Countdown) -> None:
+    """The history has it, and the state does not know."""
+    _wrap(SqlHistory, "apply", before=lambda: None, after=die)
+
+
+def in_the_middle_of_rolling_up(die: Countdown) -> None:
+    """Minutes are made, and the mark that says so is not."""
+
+    def add_rows(self: SqlHistory, connection: Any, number: int, rows: Any) -> None:
+        original(self, connection, number, rows)
+        if number:
+            die()
+
+    original = SqlHistory._add_rows
+    SqlHistory._add_rows = add_rows  # type: ignore[method-assign]
+
+
 def after_acknowledging(die: Countdown) -> None:
     """The worker has been told, and forgets."""
     acknowledge = Connection._acknowledge
@@ -75,17 +115,25 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
         in_the_middle_of_the_commit,
         in_the_middle_of_a_checkpoint,
         between_commit_and_acknowledging,
+        before_the_history_takes_a_publication,
+        in_the_middle_of_publishing,
+        after_the_history_has_taken_a_publication,
+        in_the_middle_of_rolling_up,
         after_acknowledging,
     )
 }
 
 
-def _wrap(owner: type, name: str, before: Callable[[], None]) -> None:
+def _wrap(
+    owner: type, name: str, before: Callable[[], None], after: Callable[[], None] = lambda: None
+) -> None:
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         before()
-        return original(*arguments, **named)
+        result = original(*arguments, **named)
+        after()
+        return result
 
     setattr(owner, name, wrapped)
 
@@ -107,6 +155,7 @@ def _at_statement(beginning: str, die: Countdown) -> None:
 
 if __name__ == "__main__":
     point, times = sys.argv[1], int(sys.argv[2])
+    close_windows_at_once()
     POINTS[point](Countdown(times))
     sys.argv[1:] = ["serve"]
     main()

@@ -33,6 +33,10 @@ POINTS = (
     "in_the_middle_of_the_commit",
     "in_the_middle_of_a_checkpoint",
     "between_commit_and_acknowledging",
+    "before_the_history_takes_a_publication",
+    "in_the_middle_of_publishing",
+    "after_the_history_has_taken_a_publication",
+    "in_the_middle_of_rolling_up",
     "after_acknowledging",
 )
 
@@ -168,6 +172,7 @@ def test_a_service_killed_at_any_point_of_its_work_loses_and_doubles_nothing(hom
         assert (flushed, books(home)) == ("True", {"recorded": recorded, "counted": recorded})
         assert (home.runs(), home.metrics()["failed"]) == (recorded, (recorded + 3) // 4)
         assert home.metrics()["lastLife"] is None
+        assert home.ask("worker.metrics", window="1h")["totalRuns"] == recorded
 
 
 # ---------------------------------------------------------------- who is not dead

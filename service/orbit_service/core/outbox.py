@@ -27,7 +27,7 @@ from orbit_service.core.window import WINDOW_MS
 GRACE_MS = 2_000
 AHEAD_MS = 60_000  # a window further ahead was opened by a clock that was set back since
 # The first publications, which the history may have taken without our knowing, are
-# sent together and stay as they are.
+# sent together and stay as they are. A release may raise it, and not lower it.
 HEAD = 100
 MAX_BYTES = 64 * 1_048_576
 ROW_BYTES = 500  # of a series in a window, besides its histogram, about
@@ -110,16 +110,20 @@ class Outbox(Struct):
             row = window[key] = Stats()
         return row
 
-    def due(self, now_ms: int) -> bool:
-        """Whether a window is to be closed."""
-        return any(_is_over(start, now_ms) for start in self.windows)
+    def over(self, now_ms: int) -> list[int]:
+        """The starts of the windows that are to be closed."""
+        return [start for start in self.windows if _is_over(start, now_ms)]
 
-    def close(self, instance: str, now_ms: int) -> None:
-        """Make a publication of the windows that are over."""
+    def close(self, instance: str, starts: Iterable[int]) -> None:
+        """Make a publication of these windows.
+
+        Told again, it has to be the same: which windows are over is the caller's to say,
+        not that of a rule which another release may change.
+        """
         self.instance = self.instance or instance
-        over = {at: self.windows.pop(at) for at in list(self.windows) if _is_over(at, now_ms)}
+        windows = {start: self.windows.pop(start, {}) for start in starts}
         self.number += 1
-        closed = Publication(self.number, over, self.errors)
+        closed = Publication(self.number, windows, self.errors)
         closed.size = _size_of(closed)
         self.errors = {}
         self.waiting.append(closed)

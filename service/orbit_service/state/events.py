@@ -48,6 +48,13 @@ class Uncounted(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
+class Closed(msgspec.Struct, frozen=True, array_like=True):
+    """The body of `close`: whose publication, and of which windows."""
+
+    instance: str
+    starts: list[int]
+
+
 class UnknownSession(Exception):
     """An event of a session that is not open: something before it is missing."""
 
@@ -61,7 +68,7 @@ _bodies: dict[str, msgspec.json.Decoder[Any]] = {
     "heartbeat": msgspec.json.Decoder(Heartbeat),
     "refuse": msgspec.json.Decoder(Uncounted),
     "disconnect": msgspec.json.Decoder(str),
-    "close": msgspec.json.Decoder(str),
+    "close": msgspec.json.Decoder(Closed),
     "take": msgspec.json.Decoder(int),
 }
 
@@ -87,7 +94,7 @@ def apply_again(collector: Collector, event: Event) -> None:
         collector.connect(body, event.at_ms)
         return
     if event.kind == "close":
-        collector.outbox.close(body, event.at_ms)
+        collector.outbox.close(body.instance, body.starts)
         return
     if event.kind == "take":
         collector.outbox.take(body)

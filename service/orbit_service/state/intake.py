@@ -20,7 +20,7 @@ from orbit_service.core.collector import Collector
 from orbit_service.core.outbox import CLOSED, TAKEN
 from orbit_service.core.sessions import Session
 from orbit_service.state.checkpoint import Unreadable, dump, load
-from orbit_service.state.events import Event, Kind, Uncounted, apply_again, events_of
+from orbit_service.state.events import Closed, Event, Kind, Uncounted, apply_again, events_of
 from orbit_service.state.journal import Journal, Marks
 from orbit_service.state.store import Saved, Store, StoreFailed
 
@@ -99,13 +99,20 @@ class Intake:
 
     # ------------------------------------------------------------ what the history is given
 
-    def close_windows(self, now_ms: int, *, anyway: bool = False) -> None:
-        """Make a publication of the windows that are over, if there are any, or `anyway`."""
+    def close_windows(self, now_ms: int) -> None:
+        """Make a publication of the windows that are over, if there are any."""
+        if starts := self.collector.outbox.over(now_ms):
+            self._close(starts, now_ms)
+
+    def close_every_window(self, now_ms: int) -> None:
+        """Make a publication of all there are, of none too: it gives the instance its name."""
+        self._close(list(self.collector.outbox.windows), now_ms)
+
+    def _close(self, starts: list[int], now_ms: int) -> None:
         outbox = self.collector.outbox
-        if anyway or outbox.due(now_ms):
-            instance = outbox.instance or uuid4().hex
-            outbox.close(instance, now_ms)
-            self._write_outbox("close", CLOSED, outbox.number, now_ms, _json(instance))
+        closed = Closed(outbox.instance or uuid4().hex, starts)
+        outbox.close(closed.instance, closed.starts)
+        self._write_outbox("close", CLOSED, outbox.number, now_ms, _json(closed))
 
     def taken(self, number: int, now_ms: int) -> None:
         """The history has taken everything up to this number."""

@@ -127,7 +127,8 @@ class Workers(RuleBasedStateMachine):
 
     @rule(later_ms=st.sampled_from([0, 12_000, 60_000]))
     def close_windows(self, later_ms: int) -> None:
-        self.collector.outbox.close("instance", T0 + later_ms)
+        outbox = self.collector.outbox
+        outbox.close("instance", outbox.over(T0 + later_ms))
 
     @precondition(lambda self: self.collector.outbox.waiting)
     @rule()

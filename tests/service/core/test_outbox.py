@@ -22,12 +22,16 @@ def add(outbox: Outbox, at_ms: int, *durations_us: int, key: Key = SEND) -> None
     outbox.stats(key, at_ms).add_runs(durations_us, 0, at_ms)
 
 
+def close(outbox: Outbox, now_ms: int) -> None:
+    outbox.close("instance", outbox.over(now_ms))
+
+
 def fill(outbox: Outbox, windows: int, first_ms: int = T0) -> None:
     """One publication for each of so many windows, of one run each."""
     for number in range(windows):
         at = first_ms + number * 10 * SECOND
         add(outbox, at, MS)
-        outbox.close("instance", at + 12 * SECOND)
+        close(outbox, at + 12 * SECOND)
 
 
 def on_disk(outbox: Outbox) -> None:
@@ -44,21 +48,21 @@ def starts(outbox: Outbox) -> list[int]:
 def test_a_window_is_over_two_seconds_after_its_end(outbox: Outbox) -> None:
     add(outbox, T0 + 9_999, MS)
 
-    assert not outbox.due(T0 + 12 * SECOND - 1)
-    assert outbox.due(T0 + 12 * SECOND)
+    assert not outbox.over(T0 + 12 * SECOND - 1)
+    assert outbox.over(T0 + 12 * SECOND)
 
 
 def test_a_window_that_a_clock_opened_far_ahead_is_over(outbox: Outbox) -> None:
     add(outbox, T0, MS)
 
-    assert not outbox.due(T0 - MINUTE)
-    assert outbox.due(T0 - MINUTE - 10 * SECOND)
+    assert not outbox.over(T0 - MINUTE)
+    assert outbox.over(T0 - MINUTE - 10 * SECOND)
 
 
 def test_only_what_is_over_is_closed(outbox: Outbox) -> None:
     add(outbox, T0, MS)
     add(outbox, T0 + 10 * SECOND, MS)
-    outbox.close("instance", T0 + 12 * SECOND)
+    close(outbox, T0 + 12 * SECOND)
 
     assert starts(outbox) == [T0]
     assert list(outbox.windows) == [T0 + 10 * SECOND]
@@ -67,15 +71,15 @@ def test_only_what_is_over_is_closed(outbox: Outbox) -> None:
 def test_what_comes_late_opens_its_window_anew(outbox: Outbox) -> None:
     fill(outbox, 2)
     add(outbox, T0, 5 * MS)
-    outbox.close("instance", T0 + MINUTE)
+    close(outbox, T0 + MINUTE)
 
     assert starts(outbox) == [T0, T0 + 10 * SECOND, T0]
     assert [p.number for p in outbox.waiting] == [1, 2, 3]
 
 
 def test_the_instance_stays_what_it_was_first(outbox: Outbox) -> None:
-    outbox.close("first", T0)
-    outbox.close("second", T0)
+    outbox.close("first", [])
+    outbox.close("second", [])
 
     assert outbox.instance == "first"
 

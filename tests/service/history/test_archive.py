@@ -36,7 +36,7 @@ class Node:
         self.outbox.stats(key, at_ms).add_runs([MS], 0, at_ms)
 
     def close(self, at_ms: int = T0) -> None:
-        self.outbox.close("instance", at_ms + 12 * SECOND)
+        self.outbox.close("instance", self.outbox.over(at_ms + 12 * SECOND))
 
     def publish(self, *, knows: bool = True) -> None:
         number = self.history.apply("n", self.outbox.instance, self.outbox.waiting)
