@@ -93,6 +93,8 @@ class Demo:
             f"the service stays up until Ctrl-C. In another shell, try:\n"
             f"  export ORBIT_SOCKET={socket}\n"
             f"  {COMMAND} metrics\n"
+            f"  {COMMAND} history --last 10m\n"
+            f"  {COMMAND} history --last 10m --group-by pipeline\n"
             f'  {COMMAND} call worker.recentRuns \'{{"limit": 3, "status": "failed"}}\'\n'
             f"  curl -s http://{info.get('http')}/rpc -H 'Content-Type: application/json' "
             f'-d \'{{"jsonrpc":"2.0","id":1,"method":"worker.metrics"}}\''

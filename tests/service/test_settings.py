@@ -66,6 +66,8 @@ BAD = {
     "ORBIT_TOKEN": ["short", ""],
     "ORBIT_TOKEN_FILE": ["/does/not/exist"],
     "ORBIT_STUCK_AFTER": ["0", "soon"],
+    "ORBIT_HISTORY_URL": ["mysql://host/db", "postgresql://host", "elsewhere"],
+    "ORBIT_RETENTION": ["6h", "6h,7d", "7d,6h,400d", "1h,7d,400d", "a,b,c", ""],
 }
 
 
@@ -99,6 +101,23 @@ def test_the_command_line_stands_above_the_environment(settings_of):
 @pytest.mark.parametrize("level", ["debug", "Warning", "ERROR"])
 def test_a_level_is_known_in_any_case(settings_of, level):
     assert settings_of(LOG_LEVEL=level).log_level == level.upper()
+
+
+# ---------------------------------------------------------------- the history
+
+
+def test_what_is_kept_can_be_said(settings_of):
+    levels = settings_of(ORBIT_RETENTION="12h,30d,800d").retention
+    assert [(level.name, level.kept_ms // 3_600_000) for level in levels] == [
+        ("10s", 12),
+        ("1m", 720),
+        ("1h", 19_200),
+    ]
+
+
+def test_a_password_in_a_url_is_not_told(settings_of, problems_of):
+    assert "hunter2" not in repr(settings_of(ORBIT_HISTORY_URL="postgresql://u:hunter2@h/d"))
+    assert "hunter2" not in str(problems_of(ORBIT_HISTORY_URL="mysql://u:hunter2@h/d"))
 
 
 # ---------------------------------------------------------------- the socket

@@ -241,7 +241,7 @@ def pipeline_metrics(
     everything = total_of(total for _node, _key, total in totals.runs()).stats
     versions = sorted(
         (_version(name, total_of(parts), end_ms) for name, parts in by_version.items()),
-        key=lambda view: view.first_run,
+        key=lambda view: (view.first_run, view.last_run or 0),
     )
     errors = _error_types(totals, texts)
     return PipelineMetrics(

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from orbit_service.history.engines import Database
 from orbit_service.history.port import HistoryFailed
+from orbit_service.history.tables import metadata
 
 HEAD = "0001"  # the newest file in migrations/versions
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -45,7 +46,10 @@ def prepare(database: Database) -> None:
     if database.shared:
         state = "no tables yet" if found is None else f"tables of version {found}"
         raise HistoryFailed(f"the database has {state}; run: orbit-metrics migrate")
-    upgrade(database)
+    if found is None:
+        _make(database)
+    else:
+        upgrade(database)
 
 
 def version(database: Database) -> str | None:
@@ -69,6 +73,17 @@ def upgrade(database: Database) -> None:
         config.set_main_option("script_location", str(MIGRATIONS))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _make(database: Database) -> None:
+    """The tables of a new file, as all migrations together make them.
+
+    Alembic would hold 9 MiB for it in a service that may never need it again.
+    """
+    with database.writing() as connection:
+        metadata.create_all(connection)
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
 
 
 def migrate(database: Database) -> tuple[str | None, str]:

@@ -48,11 +48,14 @@ def differences(database: Database) -> list[object]:
 # ---------------------------------------------------------------- migrations
 
 
-def test_migrations_make_the_tables_that_the_code_knows_in_sqlite(file: Path) -> None:
+@pytest.mark.parametrize("make", [schema.prepare, schema.upgrade])
+def test_a_new_file_has_the_tables_that_migrations_make(file: Path, make) -> None:
+    file.parent.mkdir()
     database = engines.sqlite_file(file)
-    schema.prepare(database)
+    make(database)
 
     assert differences(database) == []
+    assert schema.version(database) == schema.HEAD
     database.close()
 
 
