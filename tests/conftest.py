@@ -13,7 +13,8 @@ from hypothesis import settings
 
 from databases import Postgres
 from orbit_rpc_schema.caller import call
-from orbit_service.app import Service, wall_clock
+from orbit_service.app import Service
+from orbit_service.clock import wall_clock
 from orbit_service.history import engines, schema
 from orbit_service.rpc.handlers import Clock
 from orbit_service.settings import Settings

@@ -13,6 +13,7 @@ from orbit_service.history.port import Wanted
 from orbit_service.history.sql import SqlHistory
 
 SEND = Key("mailer", "send")
+ANY = 10**9  # more publications than a test makes
 ALL_TIME = (0, 4_000_000_000_000)
 
 
@@ -47,7 +48,7 @@ class Place:
         self.number += 1
         publication = a_publication(self.number, {start_ms: {key: runs(*durations_us)}})
         publication.windows[start_ms][key].failed = failed
-        self.history.apply(node, f"instance of {node}", [publication])
+        self.history.apply(node, f"instance of {node}", [publication], ANY)
 
     def maintain(self, node: str = "n") -> None:
         while self.history.maintain(node):

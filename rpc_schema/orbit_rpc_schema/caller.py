@@ -73,17 +73,22 @@ def call_http(
     `timeout` in seconds is longer than the service takes to give up on its database.
     Raises OSError and CallFailed as `call` does, ValueError for what is no URL.
     """
-    from urllib.request import Request, urlopen  # half of a client's time to start
+    # Half of a client's time to start.
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
 
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url} does not begin with http:// or https://")
     headers = {"Content-Type": "application/json"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
-    address = f"{url.rstrip('/')}/rpc"
-    body = encode(request(1, method, params))
-    with urlopen(Request(address, body, headers), timeout=timeout) as answer:  # checked
-        return _result(answer.read(), url)
+    asked = Request(f"{url.rstrip('/')}/rpc", encode(request(1, method, params)), headers)
+    try:
+        with urlopen(asked, timeout=timeout) as answer:  # the scheme is checked
+            received = answer.read()
+    except HTTPException as error:
+        raise ConnectionError(f"what answers there is not HTTP: {error!r}") from None
+    return _result(received, url)
 
 
 def _result(received: bytes, path: str | PathLike[str]) -> Any:

@@ -319,8 +319,9 @@ class HistoryInfo(Model):
     failures: int
     waiting: int = Field(description="publications that it does not have yet")
     waiting_bytes: int
-    dropped: int = Field(description="publications that found no memory while it was away")
+    dropped: int = Field(description="runs that found no memory while it was away")
     refused: int = Field(description="publications that it did not take; the log tells why")
+    unreadable: int = Field(description="rows that were passed over; the log tells why")
     twin: str | None = Field(description="another service that calls itself by this node's name")
 
 
@@ -419,9 +420,9 @@ class VersionView(Model):
     """The runs of one version of the program."""
 
     version: str | None = Field(description="null: the worker tells none")
-    first_run: EpochMs = Field(description="start of the first window that has runs of it")
-    last_run: EpochMs | None
-    total: Summary
+    first_run: EpochMs
+    last_run: EpochMs
+    total: Summary = Field(description="rates over the time in which the version ran")
 
 
 class VersionChange(Change):

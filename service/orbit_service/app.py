@@ -12,11 +12,12 @@ from loguru import logger
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo, StateInfo
 from orbit_rpc_schema.wire import PROTOCOL
+from orbit_service.clock import wall_clock
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
 from orbit_service.past import Archived
-from orbit_service.program import VERSION, Program, run, wall_clock
+from orbit_service.program import VERSION, Program, run
 from orbit_service.report import Reporter
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import Clock, make_handlers
@@ -90,9 +91,9 @@ class Service(Program):
         journal = self.intake.journal
         if journal is not None and journal.trouble is not None:
             yield f"the state cannot be written ({journal.trouble}); runs count in memory"
-        if folded := self.collector.folded():
-            said = ", ".join(f"{count} {kind}" for kind, count in folded.items())
-            yield f"names over a bound were counted among others: {said}"
+        full = [kind for kind, places in self.collector.places().items() if places.full]
+        if full:
+            yield f"no more {', '.join(full)} are told apart; new ones are counted among others"
 
     def info(self) -> ServiceInfo:
         return ServiceInfo(
@@ -110,7 +111,7 @@ class Service(Program):
             intake=snapshot.intake(self.collector),
             state=self._state_info(),
             history=self.past.info(),
-            folded=self.collector.folded(),
+            folded={kind: p.folded for kind, p in self.collector.places().items() if p.folded},
         )
 
     def _state_info(self) -> StateInfo | None:
@@ -133,6 +134,7 @@ class Service(Program):
         store = Store(self.settings.state)
         collector, position, trouble = opened(store, self.settings.node)
         self.collector.become(collector)
+        self.intake.restored_number = collector.outbox.number
         loop = asyncio.get_running_loop()
         self.intake.journal = journal = Journal(
             store,

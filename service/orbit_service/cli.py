@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,14 +25,21 @@ class Commands(click.Group):
     """A group whose commands end in sentences."""
 
     def invoke(self, context: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a bar that a terminal cannot show
         try:
             return super().invoke(context)
+        except BrokenPipeError:
+            raise  # click's: the reader has seen enough
+        except OSError as error:
+            fail(f"{error.strerror or error}")
         except Explained as error:
             fail(str(error))
         except ModuleNotFoundError as missing:
             if (missing.name or "").startswith("orbit_"):
                 raise
-            extra = "pipelines" if missing.name in ("dbos", "sqlalchemy") else "service"
+            extra = "pipelines" if missing.name == "dbos" else "service"
             fail(f"{missing.name} is not installed: install orbit-metrics[{extra}]")
 
 
@@ -76,7 +84,7 @@ def ask(socket: Path, url: str | None, method: str, params: Any = ()) -> Any:
     except CallFailed as error:
         problems = (error.data or {}).get("problems") if isinstance(error.data, dict) else None
         if problems:
-            fail(f"{method}: " + "; ".join(problems))
+            fail(f"{method}: {error.message}: {'; '.join(problems)}")
         details = f"\n{json.dumps(error.data, indent=2)}" if error.data else ""
         fail(f"{method}: {error}{details}")
     except (OSError, ValueError) as error:
@@ -87,9 +95,13 @@ def ask(socket: Path, url: str | None, method: str, params: Any = ()) -> Any:
 
 
 def token() -> str | None:
-    if path := os.environ.get("ORBIT_TOKEN_FILE"):
+    path = os.environ.get("ORBIT_TOKEN_FILE")
+    if not path:
+        return os.environ.get("ORBIT_TOKEN")
+    try:
         return Path(path).read_text().strip()
-    return os.environ.get("ORBIT_TOKEN")
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"ORBIT_TOKEN_FILE={path} cannot be read: {error}")
 
 
 # ---------------------------------------------------------------- the service
@@ -173,11 +185,12 @@ def check_config() -> None:
 
 
 @cli.command()
-def healthcheck() -> None:
-    """Exit 0 when the service takes runs; for a container's probe."""
+@click.option("--url", help="Over HTTP in place of the socket, for a hub: http://127.0.0.1:8790.")
+def healthcheck(url: str | None) -> None:
+    """Exit 0 when the service takes runs, or the hub answers; for a container's probe."""
     from orbit_service.healthcheck import healthcheck as probe
 
-    sys.exit(probe())
+    sys.exit(probe(url))
 
 
 @cli.command()
@@ -258,8 +271,8 @@ def history(
 
 def _readable_step(start: str, end: str) -> int | None:
     """A step that gives some 24 lines; what is wrong with a range, the service says."""
+    from orbit_service.clock import wall_clock
     from orbit_service.core.rollup import BadRange, plan
-    from orbit_service.program import wall_clock
     from orbit_service.rpc.times import parse_time
 
     now_ms = wall_clock()

@@ -95,11 +95,20 @@ def _service(info: Json, workers: list[Json]) -> Iterator[Finding]:
         yield Finding(trouble is None, text if trouble is None else f"{text}: {trouble}")
     else:
         yield Finding(True, "state: memory only")
+    history = info["history"]
+    text = f"history: {history['database']}"
+    if history["trouble"] is not None:
+        text += f": {history['trouble']}; {history['waiting']} publications wait"
+    yield Finding(history["trouble"] is None, text)
+    if history["twin"] is not None:
+        yield Finding(False, f"another service calls itself {info['node']} too; set ORBIT_NODE")
     connected = [worker["name"] for worker in workers if worker["connected"]]
     yield Finding(True, f"connected workers: {', '.join(connected) or 'none'}")
     for kind in ("refused", "dropped", "faults"):
         for reason, count in info["intake"][kind].items():
             yield Finding(True, f"{kind}: {count} × {reason}")
+    for kind, count in info["folded"].items():
+        yield Finding(True, f"counted among others, over a bound: {count} × {kind}")
 
 
 def _owner(state: os.stat_result) -> str:

@@ -11,10 +11,10 @@ import sys
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["healthcheck"] and len(sys.argv) == 2:
+    if sys.argv[1:] == ["healthcheck"] or sys.argv[1:-1] == ["healthcheck", "--url"]:
         from orbit_service.healthcheck import healthcheck
 
-        sys.exit(healthcheck())
+        sys.exit(healthcheck(*sys.argv[3:]))
     try:
         from orbit_service.cli import cli
     except ModuleNotFoundError as missing:

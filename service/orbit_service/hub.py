@@ -14,13 +14,14 @@ from loguru import logger
 from orbit_rpc_schema.errors import Explained, HistoryUnavailable
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health
+from orbit_service.clock import wall_clock
 from orbit_service.core.fleet import Fleet
 from orbit_service.core.health import Status
 from orbit_service.core.outbox import Outbox
 from orbit_service.history.archive import Archive
 from orbit_service.history.late import LateHistory
 from orbit_service.history.watch import Watch
-from orbit_service.program import VERSION, Program, run, wall_clock
+from orbit_service.program import VERSION, Program, run
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import ON_HUB, Clock, make_hub_handlers
 from orbit_service.rpc.past import Past
@@ -56,7 +57,8 @@ class Hub(Program):
         self._watch = Watch(self.history, fleet, own=lambda: "")
         nothing = Outbox()  # is open here
         archive = Archive(self.history, "", lambda: nothing)
-        past = Past(archive, settings.retention, fleet, clock)
+        fleet_now = self._watch.fleet
+        past = Past(archive, settings.retention, clock, workers=fleet_now, fleet=fleet_now)
         handlers = make_hub_handlers(
             clock, version=VERSION, health=self.health, past=past, fleet=self._watch.fleet
         )

@@ -27,7 +27,7 @@ from orbit_service.state.intake import Intake
 if TYPE_CHECKING:
     from orbit_service.program import Program
 
-DRAIN_SECONDS = 5.0  # for what is published at the end
+DRAIN_SECONDS = 3.0  # for what is published at the end
 DRAIN_LOOK_SECONDS = 0.02
 
 
@@ -41,10 +41,19 @@ class Archived:
         self._node = settings.node
         archive = Archive(self.history, settings.node, lambda: intake.collector.outbox)
         fleet = Fleet(here=intake.collector)
-        self.answers = Past(archive, settings.retention, fleet, clock)
+        self.answers = Past(
+            archive,
+            settings.retention,
+            clock,
+            workers=lambda: intake.collector,
+            fleet=self.fleet,
+            # What many share holds others' windows too; those are the hub's to tell.
+            node=settings.node if self.history.shared else None,
+        )
         self._watch = Watch(self.history, fleet, lambda: intake.collector.outbox.instance)
         self._publisher: Publisher | None = None
         self._renew_at = 0.0
+        self._offered = 0  # the highest number
 
     def start(self, program: Program, stack: AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
@@ -53,13 +62,16 @@ class Archived:
             self._node,
             loop.call_soon_threadsafe,
             lambda number: self._intake.taken(number, self._clock()),
+            lambda number: self._intake.begin_anew(number, self._clock()),
         )
         publisher.start()
         self._publisher = publisher
 
         async def stop() -> None:
             await self._drain()
-            await loop.run_in_executor(None, publisher.stop)
+            instance = self._intake.collector.outbox.instance
+            leave = instance if self.history.shared else None
+            await loop.run_in_executor(None, publisher.stop, leave)
             self.history.close()
 
         stack.push_async_callback(stop)
@@ -80,7 +92,9 @@ class Archived:
             self._renew_at = time.monotonic() + RENEW_SECONDS
             state = dump(self._intake.collector)
         if head or state is not None:
-            publisher.offer(Offer(outbox.instance, head, state))
+            known = max(self._offered, self._intake.restored_number)
+            publisher.offer(Offer(outbox.instance, head, known, state))
+            self._offered = max(known, head[-1].number if head else 0)
 
     async def _drain(self) -> None:
         """Publish the open windows too: this node may not be started again."""
@@ -110,8 +124,8 @@ class Archived:
         if self.trouble is not None:
             said = f"{len(outbox.waiting)} publications wait"
             yield f"the history cannot be used ({self.trouble}); {said}"
-        if outbox.dropped:
-            yield f"{outbox.dropped} publications found no memory while the history was away"
+        if outbox.dropped and outbox.waiting:
+            yield f"{outbox.dropped} runs found no memory on their way to the history"
         if self._publisher is not None and self._publisher.refused:
             yield f"the history refused {self._publisher.refused} publications"
         if self._publisher is not None and self._publisher.twin is not None:
@@ -127,5 +141,6 @@ class Archived:
             waiting_bytes=outbox.size,
             dropped=outbox.dropped,
             refused=publisher.refused if publisher else 0,
+            unreadable=self.history.unreadable,
             twin=publisher.twin if publisher else None,
         )

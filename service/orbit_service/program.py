@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -28,10 +27,6 @@ class AddressInUse(Explained):
     {address} cannot be listened on: {why}.
     Stop what listens there, or set ORBIT_HTTP to another address, or to none.
     """
-
-
-def wall_clock() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Program:

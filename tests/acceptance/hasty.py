@@ -17,7 +17,7 @@ from orbit_service.history import sql, watch
 outbox.GRACE_MS = 500 - outbox.WINDOW_MS  # half a second after they open
 past.RENEW_SECONDS = 0.2
 watch.LOOK_SECONDS = 0.1
-sql.LEASE_MS = 2_000
+sql.LEASE_MS = 5_000
 
 if __name__ == "__main__":
     main()

@@ -18,7 +18,7 @@ from typing import Any
 
 from orbit_service.core import outbox
 from orbit_service.entry import main
-from orbit_service.history import publisher, sql
+from orbit_service.history import publisher, sql, upkeep
 from orbit_service.history.sql import SqlHistory
 from orbit_service.state import journal, store
 from orbit_service.state.intake import Intake
@@ -44,7 +44,7 @@ def close_windows_at_once() -> None:
     """
     outbox.GRACE_MS = 500 - outbox.WINDOW_MS
     publisher.MAINTAIN_SECONDS = 0.5
-    sql.SETTLED_S = -60
+    upkeep.SETTLED_S = -60
 
 
 def between_reading_and_committing(die: Countdown) -> None:
@@ -75,7 +75,7 @@ def before_the_history_takes_a_publication(die: Countdown) -> None:
 
 def in_the_middle_of_publishing(die: Countdown) -> None:
     """Its rows are in the history's transaction, and the transaction is open."""
-    _wrap(SqlHistory, "_add_rows", before=lambda: None, after=die)
+    _wrap(sql, "add_rows", before=lambda: None, after=die)
 
 
 def after_the_history_has_taken_a_publication(die: Countdown) -> None:
@@ -85,14 +85,7 @@ def after_the_history_has_taken_a_publication(die: Countdown) -> None:
 
 def in_the_middle_of_rolling_up(die: Countdown) -> None:
     """Minutes are made, and the mark that says so is not."""
-
-    def add_rows(self: SqlHistory, connection: Any, number: int, rows: Any) -> None:
-        original(self, connection, number, rows)
-        if number:
-            die()
-
-    original = SqlHistory._add_rows
-    SqlHistory._add_rows = add_rows  # type: ignore[method-assign]
+    _wrap(upkeep, "add_rows", before=lambda: None, after=die)
 
 
 def after_acknowledging(die: Countdown) -> None:
@@ -125,7 +118,7 @@ POINTS: dict[str, Callable[[Countdown], None]] = {
 
 
 def _wrap(
-    owner: type, name: str, before: Callable[[], None], after: Callable[[], None] = lambda: None
+    owner: Any, name: str, before: Callable[[], None], after: Callable[[], None] = lambda: None
 ) -> None:
     original = getattr(owner, name)
 

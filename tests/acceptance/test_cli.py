@@ -110,7 +110,9 @@ def test_openrpc_needs_no_service(tmp_path):
     ("arguments", "code", "sentence"),
     [
         pytest.param(["worker.fire"], 1, "worker.fire: Method not found", id="unknown method"),
-        pytest.param(["worker.recentRuns", '{"limit": 0}'], 1, '"limit: ', id="bad params"),
+        pytest.param(
+            ["worker.recentRuns", '{"limit": 0}'], 1, "Invalid params: limit: ", id="bad params"
+        ),
         pytest.param(["runs.record", "[]"], 1, "Invalid params", id="a writing method"),
         pytest.param(["worker.list", "{"], 2, "the params are not JSON", id="bad JSON"),
         pytest.param(["worker.list", "5"], 2, "an object or an array", id="a number"),

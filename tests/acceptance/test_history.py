@@ -274,6 +274,14 @@ def test_two_that_call_themselves_alike_are_noticed_and_lose_nothing(
         twin.close()
 
 
+def test_a_hub_is_ready_when_it_has_read_the_fleet(hub: Hub, tmp_path: Path) -> None:
+    until(lambda: command(tmp_path, "healthcheck", "--url", hub.url).returncode == 0)
+    hub.close()
+
+    outcome = command(tmp_path, "healthcheck", "--url", hub.url)
+    assert (outcome.returncode, "is not ready" in outcome.stderr) == (1, True)
+
+
 def test_a_hub_says_what_it_does_not_answer(hub: Hub, tmp_path: Path) -> None:
     outcome = command(tmp_path, "call", "--url", hub.url, "worker.recentRuns")
 
@@ -298,6 +306,7 @@ def test_windows_wait_while_postgresql_is_away(tmp_path: Path) -> None:
     node.work(1)
     until(lambda: node.ask("service.info")["history"]["trouble"])
     assert "the history cannot be used" in node.ask("worker.health")["message"].lower()
+    assert "publications wait" in command(node.folder, "doctor").stdout
     assert node.ask("worker.metrics")["totalRuns"] == 1_000, "runs are not refused"
     assert node.ask("service.info")["intake"]["waiting"] == 0, "and acknowledged"
     refused = command(node.folder, "history", "--last", "1h")

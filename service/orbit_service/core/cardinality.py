@@ -29,25 +29,35 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Places(Generic[K]):
-    """At most `limit` names at a time; `may_go` says which idle one can give its place away."""
+    """At most `limit` names at a time, each as itself; the others as what `fold` makes of them.
 
-    def __init__(self, limit: int, may_go: Callable[[K], bool] = lambda _name: True) -> None:
+    `may_go` says which idle name can give its place away.
+    """
+
+    def __init__(
+        self, limit: int, fold: Callable[[K], K], may_go: Callable[[K], bool] = lambda _name: True
+    ) -> None:
         self.limit = limit
         self.used_ms: OrderedDict[K, int] = OrderedDict()  # the one used longest ago first
-        self.turned_away = 0
+        self.folded = 0  # how often a name found no place
         self.swept_ms = 0
+        self._fold = fold
         self._may_go = may_go
 
-    def admit(self, name: K, now_ms: int) -> bool:
-        """Give the name a place, or keep its own for it; False where all are taken."""
-        if name not in self.used_ms and len(self.used_ms) >= self.limit:
+    def place(self, name: K, now_ms: int) -> K:
+        """The name, which has a place from now on or keeps its own; or what it folds into."""
+        if name not in self.used_ms and self.full:
             self._sweep(now_ms)
-            if len(self.used_ms) >= self.limit:
-                self.turned_away += 1
-                return False
+            if self.full:
+                self.folded += 1
+                return self._fold(name)
         self.used_ms[name] = now_ms
         self.used_ms.move_to_end(name)
-        return True
+        return name
+
+    @property
+    def full(self) -> bool:
+        return len(self.used_ms) >= self.limit
 
     def _sweep(self, now_ms: int) -> None:
         if 0 <= now_ms - self.swept_ms < SWEEP_MS:

@@ -64,11 +64,19 @@ class Collector:
         self.outbox = Outbox()
         # A life keeps the totals of all that it ran, however long ago.
         self.pairs: Places[tuple[str, str]] = Places(
-            cardinality.MAX_PAIRS, lambda pair: not self._lives(*pair)
+            cardinality.MAX_PAIRS,
+            lambda _pair: (cardinality.OTHER_WORKERS, cardinality.OTHER_PIPELINES),
+            lambda pair: not self._lives(*pair),
         )
-        self.versions: Places[Key] = Places(cardinality.MAX_VERSIONS)
-        self.steps: Places[Key] = Places(cardinality.MAX_STEPS)
-        self.errors: Places[Key] = Places(cardinality.MAX_ERRORS)
+        self.versions: Places[Key] = Places(
+            cardinality.MAX_VERSIONS, lambda key: key._replace(version=cardinality.OTHER_VERSIONS)
+        )
+        self.steps: Places[Key] = Places(
+            cardinality.MAX_STEPS, lambda key: key._replace(step=cardinality.OTHER_STEPS)
+        )
+        self.errors: Places[Key] = Places(
+            cardinality.MAX_ERRORS, lambda key: key._replace(error=cardinality.OTHER_ERRORS)
+        )
 
     def become(self, other: Collector) -> None:
         """Take the other's place in everything."""
@@ -231,15 +239,16 @@ class Collector:
         for detail in details.values():
             if detail.wait_us is not None:
                 counted.add_wait(detail.wait_us)
+        if not (counted.attempts or counted.retries):
+            return
         window = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
         if not durations:
             return
         for i, detail in details.items():
             for step in detail.steps:
-                key_of_step = self._placed(
-                    self.steps, window._replace(step=step.name), "step", now_ms
-                )
-                self.outbox.stats(key_of_step, at_ms).add_step(
+                part = Key(window.worker, window.pipeline, step.name, window.version)
+                part = self.steps.place(part, now_ms)
+                self.outbox.stats(part, at_ms).add_step(
                     step.duration_us, step.failed, step.attempts, at_ms
                 )
             if detail.error is not None and i in failed:
@@ -260,15 +269,12 @@ class Collector:
         now_ms: int,
     ) -> Key:
         """Add to the totals of the life and to the window; the window's key."""
-        series = worker.series_of(session)
-        name, pipeline_key = worker.name, pipeline
-        if not self.pairs.admit((name, pipeline), now_ms):
-            pipeline_key, name = cardinality.OTHER_PIPELINES, cardinality.OTHER_WORKERS
-        self._known(series, worker, pipeline_key).merge(counted)
+        name, pipeline = self.pairs.place((worker.name, pipeline), now_ms)
+        self._known(worker.series_of(session), worker, pipeline).merge(counted)
         version = session.hello.version or ""
-        key = Key(name, pipeline_key, "", version)
+        key = Key(name, pipeline, "", version)
         if version:
-            key = self._placed(self.versions, key, "version", now_ms)
+            key = self.versions.place(key, now_ms)
         self.outbox.stats(key, at_ms).merge(counted)
         return key
 
@@ -281,14 +287,11 @@ class Collector:
                 self.pipelines_seen.popitem(last=False)
         return stats
 
-    def _placed(self, places: Places[Key], key: Key, field: str, now_ms: int) -> Key:
-        return key if places.admit(key, now_ms) else key._replace(**{field: f"(other {field}s)"})
-
     def _add_error(self, window: Key, error: Error, at_ms: int, now_ms: int) -> None:
-        key = self._placed(self.errors, window._replace(error=error.type), "error", now_ms)
+        key = self.errors.place(window._replace(error=error.type), now_ms)
         self.outbox.stats(key, at_ms).add_untimed_failure(at_ms)
         traceback = error.traceback and error.traceback[-MAX_ERROR_TRACEBACK:]
-        self.outbox.errors[key] = ErrorText(at_ms, error.message, traceback)
+        self.outbox.add_error(key, ErrorText(at_ms, error.message, traceback))
 
     def _passed_over(
         self,
@@ -387,15 +390,14 @@ class Collector:
         life = None if worker is None else worker.life
         return life is not None and pipeline in life.series
 
-    def folded(self) -> dict[str, int]:
-        """How often something found no place of its own, by what it was."""
-        places: dict[str, Places[Any]] = {
+    def places(self) -> dict[str, Places[Any]]:
+        """Places for names, by what they are names of."""
+        return {
             "pipelines": self.pairs,
             "versions": self.versions,
             "steps": self.steps,
-            "errors": self.errors,
+            "error types": self.errors,
         }
-        return {name: p.turned_away for name, p in places.items() if p.turned_away}
 
     def forget(self, now_ms: int) -> None:
         """Let go of what ended long ago; to be called now and then."""

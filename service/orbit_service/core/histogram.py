@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from math import ceil, log2
 
 SCALE = 5
@@ -51,33 +54,30 @@ class Histogram:
         self.lanes = lanes
 
     @classmethod
-    def of(cls, durations_us: Iterable[int]) -> Histogram:
+    def of(cls, durations_us: Sequence[int]) -> Histogram:
         """The histogram of a sample."""
-        zeroes = 0
-        buckets: dict[int, int] = {}
-        get = buckets.get
-        for duration in durations_us:
-            if duration:
-                i = ceil(log2(duration / MICROSECONDS) * PER_DOUBLING) - 1  # bucket_of, inlined
-                buckets[i] = get(i, 0) + 1
-            else:
-                zeroes += 1
+        if len(durations_us) == 1 and durations_us[0]:
+            i = bucket_of(durations_us[0])
+            first = i // PER_DOUBLING * PER_DOUBLING
+            return cls(0, first, 1 << (i - first) * LANE)
+        zeroes = durations_us.count(0)
+        if zeroes:
+            durations_us = [duration for duration in durations_us if duration]
+        # bucket_of, inlined; a Counter counts in C.
+        buckets = Counter([ceil(log2(d / MICROSECONDS) * PER_DOUBLING) - 1 for d in durations_us])
         return cls.of_buckets(buckets, zeroes)
 
     @classmethod
-    def of_buckets(cls, buckets: dict[int, int], zeroes: int = 0) -> Histogram:
+    def of_buckets(cls, buckets: Mapping[int, int], zeroes: int = 0) -> Histogram:
         """The histogram with these counts by bucket."""
         if not buckets:
             return cls(zeroes)
         # On a whole doubling: two histograms then mostly begin alike, and add as they are.
         first = min(buckets) // PER_DOUBLING * PER_DOUBLING
-        if len(buckets) == 1:
-            [(i, count)] = buckets.items()
-            return cls(zeroes, first, count << (i - first) * LANE)
         counts = array("Q", bytes(8 * (max(buckets) - first + 1)))
         for i, count in buckets.items():
             counts[i - first] = count
-        return cls(zeroes, first, int.from_bytes(counts.tobytes(), "little"))
+        return cls(zeroes, first, int.from_bytes(counts, "little"))
 
     def merge(self, other: Histogram) -> None:
         """Add the other's sample to this one; exact, because the buckets are the same."""
@@ -100,27 +100,26 @@ class Histogram:
         """Index and count of every bucket that holds something, lowest first."""
         return ((i, n) for i, n in enumerate(self._counts(), self.first) if n)
 
-    def quantile(self, q: float, low_us: int, high_us: int) -> float:
-        """The value of rank floor(q·n) in microseconds, clamped to the sample's [min, max].
+    def quantiles(self, qs: Sequence[float], low_us: int, high_us: int) -> list[float]:
+        """The values of rank floor(q·n) in microseconds, clamped to the sample's [min, max].
 
         2ab/(a+b) of the bucket (a, b]: the point whose relative distance to both
-        edges is equal, so the error is at most (base-1)/(base+1), 1.1 %. Zero for
+        edges is equal, so the error is at most (base-1)/(base+1), 1.1 %. Zeroes for
         an empty histogram.
         """
-        count = self.count
-        if not count:
-            return 0.0
-        rank = min(int(q * count), count - 1)
-        below = self.zeroes
-        if rank < below:
-            return 0.0
-        for i, n in self.buckets():
-            below += n
-            if rank < below:
-                lower: float = BASE**i * MICROSECONDS
-                middle: float = 2 * lower * BASE / (1 + BASE)
-                return min(max(middle, low_us), high_us)
-        raise AssertionError("a rank below the count lies in some bucket")
+        below = list(accumulate(self._counts(), initial=self.zeroes))
+        count = below[-1]
+        values = []
+        for q in qs:
+            rank = min(int(q * count), count - 1)
+            if rank < self.zeroes:
+                values.append(0.0)
+                continue
+            i = self.first + bisect_right(below, rank) - 1
+            lower: float = BASE**i * MICROSECONDS
+            middle: float = 2 * lower * BASE / (1 + BASE)
+            values.append(min(max(middle, low_us), high_us))
+        return values
 
     def encode(self) -> bytes:
         """The histogram in few bytes.
@@ -156,18 +155,20 @@ class Histogram:
         try:
             width, first, zeroes = _HEADER.unpack_from(data)
             body = data[_HEADER.size :]
-            if width == 8:
-                return cls(zeroes, first, int.from_bytes(body, "little"))
             if width > 0:
-                counts = array("Q", array(_TYPES[width], body))
-                return cls(zeroes, first, int.from_bytes(counts.tobytes(), "little"))
+                if width not in _TYPES or len(body) % width:
+                    raise ValueError("not a histogram: a count is cut off")
+                wide = bytearray(8 * (len(body) // width))
+                for byte in range(width):
+                    wide[byte::8] = body[byte::width]
+                return cls(zeroes, first, int.from_bytes(wide, "little"))
             filled = len(body) // (2 - width)
             places = array("H", body[: 2 * filled])
             present = array(_TYPES[-width], body[2 * filled :])
             counts = array("Q", bytes(8 * (places[-1] + 1)))
             for place, n in zip(places, present, strict=True):
                 counts[place] = n
-            return cls(zeroes, first, int.from_bytes(counts.tobytes(), "little"))
+            return cls(zeroes, first, int.from_bytes(counts, "little"))
         except (struct.error, KeyError, IndexError) as error:
             raise ValueError(f"not a histogram: {error}") from None
 

@@ -14,7 +14,8 @@ seconds would, so that sums over it stay exact and its course does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -27,8 +28,10 @@ from orbit_service.core.window import WINDOW_MS
 GRACE_MS = 2_000
 AHEAD_MS = 60_000  # a window further ahead was opened by a clock that was set back since
 # The first publications, which the history may have taken without our knowing, are
-# sent together and stay as they are. A release may raise it, and not lower it.
+# sent together and stay as they are: so many, or so few that they are no more than so many
+# bytes, and one at least. A release may raise these, and not lower them.
 HEAD = 100
+HEAD_BYTES = 4 * 1_048_576
 MAX_BYTES = 64 * 1_048_576
 ROW_BYTES = 500  # of a series in a window, besides its histogram, about
 COARSER_MS = (60_000, 3_600_000)
@@ -97,7 +100,7 @@ class Outbox(Struct):
     errors: dict[Key, ErrorText] = field(default_factory=dict)  # of open windows
     waiting: list[Publication] = field(default_factory=list)  # the oldest first
     size: int = 0  # bytes of what waits, about
-    dropped: int = 0  # publications, for want of memory
+    dropped: int = 0  # runs, for want of memory
 
     def stats(self, key: Key, at_ms: int) -> Stats:
         """The open row of the key at that moment."""
@@ -122,18 +125,37 @@ class Outbox(Struct):
         """
         self.instance = self.instance or instance
         windows = {start: self.windows.pop(start, {}) for start in starts}
+        # The others are of windows that are open still, and go with these.
+        told = {key for window in windows.values() for key in window} & self.errors.keys()
+        texts = {key: self.errors.pop(key) for key in told}
         self.number += 1
-        closed = Publication(self.number, windows, self.errors)
+        closed = Publication(self.number, windows, texts)
         closed.size = _size_of(closed)
-        self.errors = {}
         self.waiting.append(closed)
         self.size += closed.size
         for coarseness_ms in COARSER_MS:
             if self.size > MAX_BYTES:
                 self._coarsen(coarseness_ms)
-        while self.size > MAX_BYTES and len(self.waiting) > HEAD + 1:
-            self.size -= self.waiting.pop(HEAD).size
-            self.dropped += 1
+        head = self._head_length()
+        while self.size > MAX_BYTES and len(self.waiting) > head + 1:
+            oldest = self.waiting.pop(head)
+            self.size -= oldest.size
+            self.dropped += sum(sum_of(window).runs for window in oldest.windows.values())
+
+    def begin_anew(self, instance: str, known: int) -> None:
+        """Go on as another: the history has numbers of this one that were not made here.
+
+        `known` is the number of the newest publication when this one began, which the
+        history must have had before it could have a higher one.
+        """
+        self.instance = instance
+        while self.waiting and self.waiting[0].number <= known:
+            self.size -= self.waiting.pop(0).size
+
+    def add_error(self, key: Key, text: ErrorText) -> None:
+        """Keep the newest error of a type."""
+        if key not in self.errors or text.at_ms >= self.errors[key].at_ms:
+            self.errors[key] = text
 
     def take(self, number: int) -> None:
         """The history has everything up to this number."""
@@ -145,12 +167,21 @@ class Outbox(Struct):
         """What may be sent now, the oldest first.
 
         Only what is on the disk, or it would be made and counted again after a
-        crash; and nothing while the disk does not know what was taken, or more than
-        HEAD could have been.
+        crash; and nothing while the disk does not know what was taken, or more than the
+        head could have been.
         """
         if self.taken_on_disk < self.taken:
             return []
-        return [p for p in self.waiting[:HEAD] if p.number <= self.number_on_disk]
+        head = self.waiting[: self._head_length()]
+        return [publication for publication in head if publication.number <= self.number_on_disk]
+
+    def _head_length(self) -> int:
+        size = 0
+        for length, publication in enumerate(self.waiting[:HEAD]):
+            size += publication.size
+            if size > HEAD_BYTES:
+                return max(length, 1)
+        return min(len(self.waiting), HEAD)
 
     def marks(self) -> dict[str, int]:
         return {CLOSED: self.number, TAKEN: self.taken}
@@ -160,23 +191,21 @@ class Outbox(Struct):
         self.number_on_disk = max(self.number_on_disk, marks.get(CLOSED, 0))
         self.taken_on_disk = max(self.taken_on_disk, marks.get(TAKEN, 0))
 
-    def unpublished(self) -> list[tuple[int, int, Key, Stats]]:
-        """Number, start, key and runs of every row; open windows have the number to come."""
-        rows = [
-            (publication.number, start, key, stats)
-            for publication in self.waiting
-            for start, window in publication.windows.items()
+    def unpublished(self, wanted: Callable[[int, Key], bool]) -> Unpublished:
+        """Rows that are wanted, by start and key, as they are now."""
+        open_rows = [
+            (start, key, copy_of(stats))  # they change while others read what we give
+            for start, window in self.windows.items()
             for key, stats in window.items()
+            if wanted(start, key)
         ]
-        for start, window in self.windows.items():
-            # They change while others read what we give.
-            rows += [(self.number + 1, start, key, copy_of(s)) for key, s in window.items()]
-        return rows
+        return Unpublished(self.number, list(self.waiting), open_rows, wanted)
 
     def _coarsen(self, coarseness_ms: int) -> None:
-        merged = self.waiting[:HEAD]
+        head = self._head_length()
+        merged = self.waiting[:head]
         for _, group in groupby(
-            self.waiting[HEAD:], lambda p: min(p.windows, default=0) // coarseness_ms
+            self.waiting[head:], lambda p: min(p.windows, default=0) // coarseness_ms
         ):
             first, *others = group
             coarse = Publication(first.number, {}, {})
@@ -186,6 +215,26 @@ class Outbox(Struct):
             merged.append(coarse)
         self.waiting = merged
         self.size = sum(publication.size for publication in merged)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """What an outbox held at a moment; publications do not change any more."""
+
+    number: int
+    waiting: list[Publication]
+    open_rows: list[tuple[int, Key, Stats]]
+    wanted: Callable[[int, Key], bool]
+
+    def after(self, number: int) -> Iterator[tuple[int, Key, Stats]]:
+        """Start, key and runs of what a history lacks that has taken this number."""
+        for publication in self.waiting:
+            if publication.number > number:
+                for start, window in publication.windows.items():
+                    for key, stats in window.items():
+                        if self.wanted(start, key):
+                            yield start, key, stats
+        yield from self.open_rows
 
 
 def add_window(total: Window, other: Window) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import log
 
@@ -29,7 +30,7 @@ STEPS_MS = (
     *(n * HOUR_MS for n in (1, 2, 3, 4, 6, 12)),
     *(n * DAY_MS for n in (1, 2, 7, 14)),
 )
-MAX_RANGE_MS = 100 * 366 * DAY_MS
+MAX_STEP_MS = 366 * DAY_MS
 
 
 class BadRange(Exception):
@@ -58,12 +59,17 @@ LEVELS = levels((6 * HOUR_MS, 7 * DAY_MS, 400 * DAY_MS))
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """[start, end) in steps; both on whole steps. `level` is the index of the one to read."""
+    """[start, end) in steps; both on whole steps. `level` is the index of the one to read.
+
+    What is to be read begins at `first_ms`: before the start where a range of the same
+    length before it is to be compared.
+    """
 
     start_ms: int
     end_ms: int
     step_ms: int
     level: int
+    first_ms: int
 
     @property
     def points(self) -> int:
@@ -89,10 +95,10 @@ def parse_duration(value: int | str) -> int:
     """
     if isinstance(value, int):
         return value
-    found = re.fullmatch(r"(\d{1,9})\s*([smhdw])", value.strip())
+    found = re.fullmatch(r"([0-9]{1,15})\s*([smhdw]?)", value.strip())
     if found is None:
-        raise BadRange(f"{value!r} is no duration: give 30s, 5m, 24h, 7d or 2w")
-    return int(found[1]) * UNITS_MS[found[2]]
+        raise BadRange(f"{value[:50]!r} is no duration: give 30s, 5m, 24h, 7d or 2w")
+    return int(found[1]) * UNITS_MS.get(found[2], 1)
 
 
 def duration_text(ms: int) -> str:
@@ -111,28 +117,24 @@ def plan(
     end_ms: int,
     step_ms: int | None,
     now_ms: int,
-    levels: Sequence[Level] = LEVELS,
+    kept: Sequence[Level] = LEVELS,
+    *,
     wanted_points: int = WANTED_POINTS,
+    before: bool = False,
 ) -> Range:
-    """How to answer [start, end) in steps; a step that is left out gives about 200 points.
+    """How to answer [start, end) in steps, and the range `before` it if asked.
 
-    Raises BadRange.
+    A step that is left out gives about so many points. Raises BadRange.
     """
     check_range(start_ms, end_ms, now_ms)
     end_ms = min(end_ms, now_ms)
-    if step_ms is None:
-        step_ms = _fitting_step(start_ms, end_ms, now_ms, levels, wanted_points)
-    level = _level_of(step_ms, start_ms, now_ms, levels)
-    start_ms -= start_ms % step_ms
-    end_ms = -(-end_ms // step_ms) * step_ms
-    found = Range(start_ms, max(end_ms, start_ms + step_ms), step_ms, level)
-    if found.points > MAX_POINTS:
-        least = next(s for s in (*STEPS_MS, DAY_MS * 366) if (end_ms - start_ms) // s <= MAX_POINTS)
-        raise BadRange(
-            f"a step of {duration_text(step_ms)} gives {found.points} points; at most "
-            f"{MAX_POINTS}: take {duration_text(least)} or more"
-        )
-    return found
+    if step_ms is not None:
+        return _planned(start_ms, end_ms, step_ms, now_ms, kept, before)
+    ideal = (end_ms - start_ms) / wanted_points
+    for step_ms in sorted(STEPS_MS, key=lambda step: abs(log(step / ideal))):
+        with suppress(BadRange):
+            return _planned(start_ms, end_ms, step_ms, now_ms, kept, before)
+    return _planned(start_ms, end_ms, STEPS_MS[-1], now_ms, kept, before)
 
 
 def check_range(start_ms: int, end_ms: int, now_ms: int) -> None:
@@ -141,69 +143,90 @@ def check_range(start_ms: int, end_ms: int, now_ms: int) -> None:
         raise BadRange(f"from ({start_ms}) has to be before to ({end_ms})")
     if start_ms >= now_ms:
         raise BadRange(f"the range is in the future: it begins at {start_ms}, and now is {now_ms}")
-    if end_ms - start_ms > MAX_RANGE_MS:
-        raise BadRange("the range is longer than a hundred years")
 
 
-def _fitting_step(
-    start_ms: int, end_ms: int, now_ms: int, levels: Sequence[Level], wanted_points: int
-) -> int:
-    finest = _finest_kept(start_ms, now_ms, levels).window_ms
-    ideal = (end_ms - start_ms) / wanted_points
-    possible = [s for s in STEPS_MS if s % finest == 0 and (end_ms - start_ms) // s < MAX_POINTS]
-    return min(possible, key=lambda s: abs(log(s / ideal)), default=STEPS_MS[-1])
-
-
-def _finest_kept(start_ms: int, now_ms: int, levels: Sequence[Level]) -> Level:
-    kept = (level for level in levels if start_ms >= now_ms - level.kept_ms)
-    return next(kept, levels[-1])
-
-
-def _level_of(step_ms: int, start_ms: int, now_ms: int, levels: Sequence[Level]) -> int:
-    """The coarsest level of which the step is a multiple."""
-    finest = levels[0]
-    if step_ms <= 0 or step_ms % finest.window_ms:
-        least = max(finest.window_ms, round(step_ms / finest.window_ms) * finest.window_ms)
+def _planned(
+    start_ms: int, end_ms: int, step_ms: int, now_ms: int, kept: Sequence[Level], before: bool
+) -> Range:
+    finest = kept[0]
+    if not 0 < step_ms <= MAX_STEP_MS or step_ms % finest.window_ms:
+        nearest = round(step_ms / finest.window_ms) * finest.window_ms
+        best = min(max(nearest, finest.window_ms), MAX_STEP_MS)
         raise BadRange(
-            f"a step of {step_ms} ms is not a multiple of {finest.name}: "
-            f"take {duration_text(least)} ({least} ms)"
+            f"a step of {step_ms} ms is not a multiple of {finest.name} up to a year: "
+            f"take {duration_text(best)} ({best} ms)"
         )
-    number = max(i for i, level in enumerate(levels) if step_ms % level.window_ms == 0)
-    level, needed = levels[number], _finest_kept(start_ms, now_ms, levels)
-    if level.window_ms < needed.window_ms:
+    number = max(i for i, level in enumerate(kept) if step_ms % level.window_ms == 0)
+    start_ms -= start_ms % step_ms
+    end_ms = max(-(-end_ms // step_ms) * step_ms, start_ms + step_ms)
+    first_ms = 2 * start_ms - end_ms if before else start_ms
+    needed = kept[_finest_kept(first_ms, now_ms, kept)]
+    if kept[number].window_ms < needed.window_ms:
         best = -(-step_ms // needed.window_ms) * needed.window_ms
         raise BadRange(
-            f"a step of {duration_text(step_ms)} needs windows of {level.name}, which are kept "
-            f"for {duration_text(level.kept_ms)}: for this range take {duration_text(best)}"
+            f"a step of {duration_text(step_ms)} needs windows of {kept[number].name}, which are "
+            f"kept for {duration_text(kept[number].kept_ms)}: for this range"
+            f"{' and the one before it' if before else ''} take {duration_text(best)}"
         )
-    return number
+    if before and first_ms < now_ms - kept[-1].kept_ms:
+        raise BadRange(
+            f"the range before begins at {first_ms}, and runs are kept for "
+            f"{duration_text(kept[-1].kept_ms)}: ask for a shorter range"
+        )
+    found = Range(start_ms, end_ms, step_ms, number, first_ms)
+    if found.points > MAX_POINTS:
+        least = next((s for s in STEPS_MS if (end_ms - start_ms) // s <= MAX_POINTS), MAX_STEP_MS)
+        raise BadRange(
+            f"a step of {duration_text(step_ms)} gives {found.points} points; at most "
+            f"{MAX_POINTS}: take {duration_text(least)} or more"
+        )
+    return found
+
+
+def _finest_kept(at_ms: int, now_ms: int, kept: Sequence[Level]) -> int:
+    """The index of the finest level that is kept from that moment on; else the coarsest."""
+    numbers = (i for i, level in enumerate(kept) if at_ms >= now_ms - level.kept_ms)
+    return next(numbers, len(kept) - 1)
 
 
 def segments(
-    start_ms: int, end_ms: int, now_ms: int, levels: Sequence[Level] = LEVELS
+    start_ms: int, end_ms: int, now_ms: int, kept: Sequence[Level] = LEVELS
 ) -> list[Segment]:
     """The parts of [start, end), in order, each from the coarsest level that has its edges.
 
-    The start is rounded down to the finest window that is still kept there, and the
-    end up to ten seconds.
+    Both ends are widened to the finest windows that are still kept there.
     """
-    finest = _finest_kept(start_ms, now_ms, levels)
-    start_ms -= start_ms % finest.window_ms
-    end_ms = -(-end_ms // levels[0].window_ms) * levels[0].window_ms
-    return _cut(start_ms, end_ms, len(levels) - 1, levels)
+    first = _finest_kept(start_ms, now_ms, kept)
+    start_ms -= start_ms % kept[first].window_ms
+    last = _finest_at_end(end_ms, now_ms, kept)
+    end_ms = -(-end_ms // kept[last].window_ms) * kept[last].window_ms
+    return _cut(start_ms, end_ms, (first, last), len(kept) - 1, kept)
 
 
-def _cut(start_ms: int, end_ms: int, number: int, levels: Sequence[Level]) -> list[Segment]:
+def _finest_at_end(end_ms: int, now_ms: int, kept: Sequence[Level]) -> int:
+    """Of windows at the end the first begins where the next coarser one does."""
+    for number in range(len(kept) - 1):
+        coarser = kept[number + 1].window_ms
+        if end_ms - end_ms % coarser >= now_ms - kept[number].kept_ms:
+            return number
+    return len(kept) - 1
+
+
+def _cut(
+    start_ms: int, end_ms: int, finest: tuple[int, int], number: int, kept: Sequence[Level]
+) -> list[Segment]:
+    """`finest` are the levels at the start and at the end; `number` is the one to try."""
     if start_ms >= end_ms:
         return []
-    if number == 0:
-        return [Segment(0, start_ms, end_ms)]
-    window = levels[number].window_ms
-    first, last = -(-start_ms // window) * window, end_ms - end_ms % window
-    if first >= last:
-        return _cut(start_ms, end_ms, number - 1, levels)
+    window, (first, last) = kept[number].window_ms, finest
+    if number <= min(finest):
+        return [Segment(number, start_ms, end_ms)]
+    middle_ms = start_ms if number <= first else -(-start_ms // window) * window
+    until_ms = end_ms if number <= last else end_ms - end_ms % window
+    if middle_ms >= until_ms:
+        return _cut(start_ms, end_ms, finest, number - 1, kept)
     return [
-        *_cut(start_ms, first, number - 1, levels),
-        Segment(number, first, last),
-        *_cut(last, end_ms, number - 1, levels),
+        *_cut(start_ms, middle_ms, (first, first), number - 1, kept),
+        Segment(number, middle_ms, until_ms),
+        *_cut(until_ms, end_ms, (last, last), number - 1, kept),
     ]

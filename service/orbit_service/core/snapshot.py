@@ -77,6 +77,7 @@ def metrics(
     if over is None:
         over = merged(life.totals(selection.pipeline) for life in lives), uptime
     totals, seconds = over
+    p50, p95, p99 = totals.quantiles_ms(0.50, 0.95, 0.99)
     return Metrics(
         uptime=uptime_text(uptime),
         uptime_seconds=uptime,
@@ -98,9 +99,9 @@ def metrics(
             for worker in workers
         ),
         workers_connected=len(lives),
-        p50=totals.quantile_ms(0.50),
-        p95=totals.quantile_ms(0.95),
-        p99=totals.quantile_ms(0.99),
+        p50=p50,
+        p95=p95,
+        p99=p99,
         retries=totals.retries,
         last_life=_last_life(newest_ending(workers)),
     )

@@ -35,6 +35,7 @@ class Stats(Struct, array_like=True):
     waited: int = 0
     total_wait_us: int = 0
     max_wait_us: int = 0
+    first_run_ms: int | None = None
     last_run_ms: int | None = None
     last_success_ms: int | None = None
     histogram: Histogram = field(default_factory=Histogram)
@@ -52,7 +53,7 @@ class Stats(Struct, array_like=True):
         self.total_us = min(self.total_us + sum(durations_us), MAX_INT)
         self.failed += failed
         self.histogram.merge(Histogram.of(durations_us))
-        self.last_run_ms = _later(self.last_run_ms, at_ms)
+        self._saw(at_ms)
         if failed < len(durations_us):
             self.last_success_ms = _later(self.last_success_ms, at_ms)
 
@@ -67,7 +68,7 @@ class Stats(Struct, array_like=True):
         self.runs += 1
         self.attempts += 1
         self.failed += 1
-        self.last_run_ms = _later(self.last_run_ms, at_ms)
+        self._saw(at_ms)
 
     def add_unfinished_attempt(self) -> None:
         """Count an attempt that will be retried: the run itself is still to end."""
@@ -96,8 +97,17 @@ class Stats(Struct, array_like=True):
             self.waited += other.waited
             self.total_wait_us = min(self.total_wait_us + other.total_wait_us, MAX_INT)
             self.max_wait_us = max(self.max_wait_us, other.max_wait_us)
-        self.last_run_ms = _later(self.last_run_ms, other.last_run_ms)
+        if other.first_run_ms is not None:
+            self._saw(other.first_run_ms)
+        if other.last_run_ms is not None:
+            self._saw(other.last_run_ms)
         self.last_success_ms = _later(self.last_success_ms, other.last_success_ms)
+
+    def _saw(self, at_ms: int) -> None:
+        if self.first_run_ms is None or at_ms < self.first_run_ms:
+            self.first_run_ms = at_ms
+        if self.last_run_ms is None or at_ms > self.last_run_ms:
+            self.last_run_ms = at_ms
 
     @property
     def succeeded(self) -> int:
@@ -123,8 +133,10 @@ class Stats(Struct, array_like=True):
     def max_ms(self) -> int:
         return rounded(self.max_us, 1000)
 
-    def quantile_ms(self, q: float) -> int:
-        return int(self.histogram.quantile(q, self.min_us, self.max_us) / 1000 + 0.5)
+    def quantiles_ms(self, *qs: float) -> list[int]:
+        """In whole milliseconds, half up; zeroes where nothing has a duration."""
+        values = self.histogram.quantiles(qs, self.min_us, self.max_us)
+        return [int(value / 1000 + 0.5) for value in values]
 
 
 def _later(one: int | None, other: int | None) -> int | None:

@@ -5,24 +5,29 @@ Both are read so that nothing counts twice: first the open windows and the
 publications that wait are noted, then the history is read, which says in the same
 snapshot up to which number it has taken them; of the noted ones those after it are
 added. If it has taken one that was made after the noting, all is read again.
+
+Reading, adding and answering is done in threads: a month of many series takes longer
+than the workers' socket can wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from time import monotonic
+from typing import Any, Protocol, TypeVar
 
 from orbit_rpc_schema.errors import HistoryUnavailable
-from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Outbox
+from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Outbox, Unpublished
 from orbit_service.core.rollup import Segment
 from orbit_service.core.stats import Stats
 from orbit_service.history.port import History, HistoryFailed, Wanted
 
 READ_SECONDS = 30.0  # then the caller is told that there is no answer
-AT_ONCE = 3  # readings; each is a thread
+AT_ONCE = 3  # readings; each is a thread, and a connection
 MAX_WAITING = 50
 TRIES = 5  # a publication is made every ten seconds
 
@@ -48,48 +53,69 @@ class Archive:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
 
-    async def read(self, wanted: Wanted, make: Callable[[], A]) -> A:
-        """All rows that are wanted, added to what `make` makes. Raises HistoryUnavailable."""
-        for _ in range(TRIES):
-            outbox = self._outbox()
-            made = outbox.number
-            noted = [row for row in outbox.unpublished() if _is_wanted(wanted, row[1], row[2])]
-            total = make()
-            taken = await self._in_thread(partial(self._read, wanted, total))
+    async def read(self, wanted: Wanted, make: Callable[[], A], answer: Callable[[A], T]) -> T:
+        """What `answer` makes of all rows that are wanted, added to what `make` makes.
+
+        Raises HistoryUnavailable, and what those two raise; they run in a thread.
+        """
+
+        def read(outbox: Outbox, noted: Unpublished) -> T | None:
+            total, until = make(), monotonic() + READ_SECONDS
+
+            def add(start_ms: int, node: str, key: Key, stats: Stats) -> None:
+                if monotonic() > until:
+                    raise HistoryFailed("there is too much to be read in time")
+                total.add(start_ms, node, key, stats)
+
+            taken = self._history().read(wanted, add)
             # The first window to close gives the instance its name, maybe meanwhile.
             number = taken.get(self._outbox().instance, 0)
-            if number > made or self._outbox() is not outbox:
-                continue
-            for n, start_ms, key, stats in noted:
-                if n > number:
-                    total.add(start_ms, self._node, key, stats)
-            return total
-        raise HistoryUnavailable(why="windows close faster than they are read")
+            if number > noted.number or self._outbox() is not outbox:
+                return None
+            for start_ms, key, stats in noted.after(number):
+                total.add(start_ms, self._node, key, stats)
+            return answer(total)
 
-    def _read(self, wanted: Wanted, total: Adder) -> dict[str, int]:
-        return self._history().read(wanted, total.add)
+        async with self._place() as place:
+            for _ in range(TRIES):
+                outbox = self._outbox()
+                noted = outbox.unpublished(lambda start, key: _is_wanted(wanted, start, key))
+                found = await place.run(partial(read, outbox, noted))
+                if found is not None:
+                    return found
+        raise HistoryUnavailable(why="windows close faster than they are read")
 
     async def error_texts(self, wanted: Wanted) -> dict[tuple[str, Key], ErrorText]:
         """The newest error of each type. Raises HistoryUnavailable."""
         outbox = self._outbox()
         sources = [*(p.errors for p in outbox.waiting), dict(outbox.errors)]
-        texts = await self._in_thread(lambda: self._history().error_texts(wanted))
+        async with self._place() as place:
+            texts = await place.run(lambda: self._history().error_texts(wanted))
+        if wanted.node not in (None, self._node):
+            return texts
         for source in sources:
             for key, text in source.items():
-                place = (self._node, key)
+                mine = (self._node, key)
                 if _is_about(wanted, key) and (
-                    place not in texts or text.at_ms >= texts[place].at_ms
+                    mine not in texts or text.at_ms >= texts[mine].at_ms
                 ):
-                    texts[place] = text
+                    texts[mine] = text
         return texts
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[_Place]:
+        """A place among those that read at once; errors of the history are explained."""
         if self._waiting >= MAX_WAITING:
             raise HistoryUnavailable(why=f"{MAX_WAITING} questions wait for it already")
         self._waiting += 1
+        place = _Place(self._places)
         try:
-            async with asyncio.timeout(READ_SECONDS), self._places:
-                return await in_thread(work)
+            async with asyncio.timeout(READ_SECONDS):
+                await self._places.acquire()
+                try:
+                    yield place
+                finally:
+                    place.leave()
         except TimeoutError:
             raise HistoryUnavailable(why=f"no answer within {READ_SECONDS:g} s") from None
         except HistoryFailed as error:
@@ -98,31 +124,51 @@ class Archive:
             self._waiting -= 1
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+class _Place:
+    """Given back when its thread has ended, which may be long after nobody waits for it."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._working: asyncio.Future[Any] | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        done = start_thread(work)
+        self._working = done
+        return await asyncio.shield(done)
+
+    def leave(self) -> None:
+        if self._working is None or self._working.done():
+            self._places.release()
+        else:
+            self._working.add_done_callback(self._left_late)
+
+    def _left_late(self, done: asyncio.Future[Any]) -> None:
+        if not done.cancelled():
+            done.exception()  # nobody waits for it
+        self._places.release()
+
+
+def start_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     """Do it in a thread of its own, which no end of the program waits for."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]  # None is a T there
+    def finish(act: Callable[[Any], None], value: Any) -> None:
+        if not done.done():
+            act(value)
 
     def run() -> None:
         try:
-            result, error = work(), None
-        except BaseException as raised:  # noqa: BLE001  # it is the caller's
-            result, error = None, raised
+            act, value = done.set_result, work()
+        except BaseException as error:  # noqa: BLE001  # it is the caller's
+            act, value = done.set_exception, error  # type: ignore[assignment]
         try:
-            loop.call_soon_threadsafe(finish, result, error)
+            loop.call_soon_threadsafe(finish, act, value)
         except RuntimeError:
             pass  # the loop has ended, and nobody waits
 
     threading.Thread(target=run, name="orbit-history-read", daemon=True).start()
-    return await done
+    return done
 
 
 def _is_wanted(wanted: Wanted, start_ms: int, key: Key) -> bool:

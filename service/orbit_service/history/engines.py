@@ -52,7 +52,7 @@ def checked_url(text: str) -> URL:
     """The URL of a PostgreSQL database. Raises NoHistoryUrl."""
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise NoHistoryUrl("a URL such as postgresql+psycopg://user@host/database") from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
@@ -152,8 +152,9 @@ def postgres(url: URL) -> Database:
     engine = create_engine(
         url,
         connect_args={**TCP, "prepare_threshold": None, "application_name": "orbit-metrics"},
-        pool_size=2,
-        max_overflow=2,
+        # The readers' three, the publisher's, and the one that looks at the fleet.
+        pool_size=5,
+        max_overflow=0,
         pool_timeout=10,
         pool_recycle=300,
         pool_pre_ping=True,

@@ -37,6 +37,11 @@ class LateHistory:
             return "memory" if self._file is None else str(self._file)
         return without_password(self._url)
 
+    @property
+    def unreadable(self) -> int:
+        """Rows that could not be read."""
+        return 0 if self._made is None else self._made.unreadable
+
     def __call__(self) -> History:
         with self._lock:
             if self._made is None:
@@ -62,4 +67,7 @@ def without_password(url: str) -> str:
     """The URL as people may see it."""
     from orbit_service.history.engines import checked_url
 
-    return checked_url(url).render_as_string(hide_password=True)
+    known = checked_url(url)
+    secret = [name for name in known.query if "pass" in name]
+    shown = known.difference_update_query(secret)
+    return shown.render_as_string(hide_password=True) + (" (and a secret)" if secret else "")

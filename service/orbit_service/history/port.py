@@ -55,11 +55,26 @@ class HistoryRefused(HistoryFailed):
     """The database works, and does not take this; it would not take it again either."""
 
 
-class History(Protocol):
-    """A database of windows."""
+class AnotherIsWriting(HistoryFailed):
+    """There is a publication `number` of this instance that it has not made."""
 
-    def apply(self, node: str, instance: str, publications: Sequence[Publication]) -> int:
-        """Add publications that are not there yet, in one transaction; the highest number."""
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"publication {number} is there, and was not made here")
+
+
+class History(Protocol):
+    """A database of windows. `unreadable` rows were passed over, and the log tells why."""
+
+    unreadable: int
+
+    def apply(
+        self, node: str, instance: str, publications: Sequence[Publication], known: int
+    ) -> int:
+        """Add publications that are not there yet, in one transaction; the highest number.
+
+        Raises AnotherIsWriting where there is a number above `known`.
+        """
 
     def maintain(self, node: str) -> bool:
         """Roll up and expire some of a node's windows; True while there is more to do."""
@@ -69,6 +84,9 @@ class History(Protocol):
 
     def renew(self, node: str, instance: str, state: bytes) -> list[Member]:
         """Renew this instance's lease, with its state; the others that call themselves alike."""
+
+    def leave(self, instance: str) -> None:
+        """End the lease: this instance stops, and is not lost."""
 
     def members(self, known: Mapping[str, int]) -> list[Member]:
         """Every instance, as it last said; no state of one of which that `at_ms` is known."""

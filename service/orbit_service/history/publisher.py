@@ -11,19 +11,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from loguru import logger
 
 from orbit_service.core.outbox import Publication
-from orbit_service.history.port import History, HistoryFailed, HistoryRefused, Member
+from orbit_service.history.port import (
+    AnotherIsWriting,
+    History,
+    HistoryFailed,
+    HistoryRefused,
+    Member,
+)
 
 MAINTAIN_SECONDS = 60.0
+MAINTAIN_AT_ONCE = 1.0  # seconds of work on what others left
 RENEW_SECONDS = 10.0
 FIRST_RETRY = 0.25
 LAST_RETRY = 10.0
 STUCK_SECONDS = 30.0  # a database that takes longer for one thing is in trouble
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0  # with what is drained before, less than a container is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +40,16 @@ class Offer:
 
     instance: str
     publications: Sequence[Publication]
+    known: int = 0  # the highest number that may be there already
     state: bytes | None = None
 
 
 class Publisher:
     """Owns the history's writing side.
 
-    `post(act, *arguments)` runs something in the loop; `taken(number)` is called
-    there. `trouble` says why the history cannot be used now, or is None.
+    `post(act, *arguments)` runs something in the loop. There `taken(number)` is called
+    with what the history has, and `another(number)` where somebody else has written
+    under our instance. `trouble` says why the history cannot be used now, or is None.
     """
 
     def __init__(
@@ -48,6 +58,7 @@ class Publisher:
         node: str,
         post: Callable[..., object],
         taken: Callable[[int], None],
+        another: Callable[[int], None],
     ) -> None:
         self.failures = 0
         self.refused = 0  # publications
@@ -56,10 +67,12 @@ class Publisher:
         self._node = node
         self._post = post
         self._taken = taken
+        self._another = another
         self._trouble: str | None = None
         self._condition = threading.Condition()
         self._offer: Offer | None = None
         self._stopping = False
+        self._leave: str | None = None
         self._busy_since: float | None = None
         self._maintain_at = 0.0
         self._retry_after = FIRST_RETRY
@@ -79,17 +92,20 @@ class Publisher:
     @property
     def ready(self) -> bool:
         """Whether an offer would be taken up now."""
-        return self._offer is None and self._busy_since is None and self._trouble is None
+        return self._offer is None and self._busy_since is None
 
     def offer(self, offer: Offer) -> None:
         with self._condition:
             self._offer = offer
             self._condition.notify()
 
-    def stop(self) -> None:
-        """End the thread; waits for what it does, and not for ever."""
+    def stop(self, leave: str | None = None) -> None:
+        """End the thread; waits for what it does, and not for ever.
+
+        `leave` is the instance whose lease ends with it.
+        """
         with self._condition:
-            self._stopping = True
+            self._stopping, self._leave = True, leave
             self._condition.notify()
         self._thread.join(STOP_SECONDS)
 
@@ -112,9 +128,12 @@ class Publisher:
             finally:
                 self._busy_since = None
             with self._condition:
-                # What was offered is still with the loop; it offers again when all is well.
-                self._offer = None if wait else self._offer
+                if wait and self._offer is None:
+                    self._offer = offer  # to be tried again
                 self._condition.wait_for(lambda: self._stopping, timeout=wait)
+        if self._leave is not None and self._trouble is None:
+            with suppress(HistoryFailed):
+                self._history().leave(self._leave)
 
     def _wait(self) -> Offer | None:
         with self._condition:
@@ -124,37 +143,52 @@ class Publisher:
             return offer
 
     def _work(self, offer: Offer | None) -> None:
-        if offer is not None and offer.publications:
-            self._publish(offer.instance, offer.publications)
         if offer is not None and offer.state is not None:
+            # First: to be late with windows is to be slow, with the lease is to be lost.
             self._look_at(self._history().renew(self._node, offer.instance, offer.state))
+        if offer is not None and offer.publications:
+            self._publish(offer.instance, offer.publications, offer.known)
         if time.monotonic() >= self._maintain_at:
             self._maintain()
 
-    def _publish(self, instance: str, publications: Sequence[Publication]) -> None:
+    def _publish(self, instance: str, publications: Sequence[Publication], known: int) -> None:
         history = self._history()
         try:
-            number = history.apply(self._node, instance, publications)
+            number = history.apply(self._node, instance, publications, known)
+        except AnotherIsWriting as error:
+            self._post(self._another, error.number)
+            return
         except HistoryRefused as error:
             if len(publications) > 1:
                 for publication in publications:
-                    self._publish(instance, [publication])
+                    self._publish(instance, [publication], known)
+                    known = max(known, publication.number)
                 return
             number = publications[0].number
             logger.error("publication {} is left out, the history refuses it: {}", number, error)
             self.refused += 1
-            history.apply(self._node, instance, [Publication(number, {}, {})])
+            history.apply(self._node, instance, [Publication(number, {}, {})], known)
         self._post(self._taken, number)
 
     def _maintain(self) -> None:
-        """A few steps, so that what is offered does not wait; then again at once, or in a while."""
+        """Some of what is to be done, so that what is offered does not wait for the rest."""
         self._maintain_at = time.monotonic()
-        history = self._history()
-        if not history.maintain(self._node):
-            for node in set(history.abandoned()) - {self._node}:
-                while history.maintain(node) and not self._stopping and not self._offer:
-                    pass
-            self._maintain_at += MAINTAIN_SECONDS
+        until = self._maintain_at + MAINTAIN_AT_ONCE
+        if self._keep_up(self._node):
+            return
+        for node in set(self._history().abandoned()) - {self._node}:
+            while self._keep_up(node):
+                if time.monotonic() > until or self._stopping:
+                    return
+        self._maintain_at += MAINTAIN_SECONDS
+
+    def _keep_up(self, node: str) -> bool:
+        """Whether there is more to do; what the history refuses is left as it is for a while."""
+        try:
+            return self._history().maintain(node)
+        except HistoryRefused as error:
+            logger.error("windows of node {} cannot be rolled up: {}", node, error)
+            return False
 
     def _look_at(self, others: Sequence[Member]) -> None:
         """Another that goes on writing under our name is a twin; one before our restart is not."""

@@ -10,6 +10,7 @@ imported only where something is to be done.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
@@ -41,8 +42,9 @@ def prepare(database: Database) -> None:
             raise
         _set_aside(database, database.path, error)
         found = None
-    if found == HEAD or (found or "") > HEAD:
-        return  # of a newer release: what it adds does not concern us
+    if found is not None and found >= HEAD:  # what a newer release adds does not concern us
+        _complete(database)
+        return
     if database.shared:
         state = "no tables yet" if found is None else f"tables of version {found}"
         raise HistoryFailed(f"the database has {state}; run: orbit-metrics migrate")
@@ -50,6 +52,23 @@ def prepare(database: Database) -> None:
         _make(database)
     else:
         upgrade(database)
+
+
+def _complete(database: Database) -> None:
+    """See that no table was taken away since."""
+    with database.reading() as connection:
+        there = set(inspect(connection).get_table_names())
+    missing = sorted(metadata.tables.keys() - there)
+    if not missing:
+        return
+    if database.shared:
+        raise HistoryFailed(
+            f"the database lacks the table {missing[0]}: restore it, or drop the others and "
+            "alembic_version and run: orbit-metrics migrate"
+        )
+    logger.error("the history lacks the tables {}; they are made anew", ", ".join(missing))
+    with database.writing() as connection:
+        metadata.create_all(connection)
 
 
 def version(database: Database) -> str | None:
@@ -103,5 +122,6 @@ def _set_aside(database: Database, path: Path, why: Exception) -> None:
     aside = path.with_suffix(f".damaged-{time.time_ns()}")
     path.rename(aside)
     for suffix in ("-wal", "-shm"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     logger.error("a history that cannot be used was put aside: {} ({})", aside, why)

@@ -7,31 +7,23 @@ how far. What comes late for a window that is rolled up already is added to ever
 level in the same transaction, so a row is never computed again from rows that may
 have been let go. All of it happens under a lock on the node's row, and with it
 moves the number, or the mark, that says that it has happened.
-
-Expiry goes by a clock of its own, the horizon: it follows the newest window of all
-nodes, never past the present, and at most twice as fast as time. A clock that jumps
-a year ahead therefore does not let a year of history go.
 """
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 from loguru import logger
 from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
-    delete,
     exists,
     false,
-    func,
     or_,
     select,
     update,
@@ -39,36 +31,29 @@ from sqlalchemy import (
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 
-from orbit_service.core.histogram import Histogram
+from orbit_service.clock import wall_clock
 from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Publication, sum_of
 from orbit_service.core.rollup import LEVELS, Level, Segment
 from orbit_service.core.stats import Stats
 from orbit_service.history import schema
 from orbit_service.history.engines import Database, Identity
-from orbit_service.history.port import Add, HistoryFailed, HistoryRefused, Member, Wanted
-from orbit_service.history.tables import error_text, instance, node, series, windows
+from orbit_service.history.port import (
+    Add,
+    AnotherIsWriting,
+    HistoryFailed,
+    HistoryRefused,
+    Member,
+    Wanted,
+)
+from orbit_service.history.rows import STREAMED, Rows, add_rows, chunks, readable, rolled
+from orbit_service.history.tables import digest_of, error_text, instance, node, series, windows
+from orbit_service.history.upkeep import EXPIRE_EVERY_MS, expire, roll_up
 
 LEASE_MS = 30_000
-# A window is rolled up when what usually comes late is there; later than that is dearer.
-SETTLED_S = 15
-ROLLED_AT_ONCE = 5  # windows a transaction
-# A node that has been idle is rolled up to the end of its last windows, and no further.
-ROLLED_AHEAD_S = 2 * 3_600
-EXPIRE_EVERY_MS = 5 * 60_000
-HORIZON_SPEED = 2
-CHUNK = 500  # ids in one statement
 KEPT_IDS = 50_000
-STREAMED = {"yield_per": 1_000}  # rows, not all of them at once
 MEMBER_MS = 24 * 3_600_000  # an instance that is gone is told of for a day
 
-T = TypeVar("T")
-
-_FIELDS = Stats.__struct_fields__
 _KEY = [series.c[name] for name in Key._fields]
-
-
-def wall_clock() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class SqlHistory:
@@ -88,6 +73,7 @@ class SqlHistory:
         self._clock = clock
         self._ids: dict[tuple[int, Key], int] = {}
         self._file: Identity | None = None
+        self.unreadable = 0
         self._ready = False  # the right tables were there
         self._opening = Lock()
 
@@ -118,27 +104,35 @@ class SqlHistory:
         try:
             self._open()
             yield
+        except AnotherIsWriting:
+            raise
         except HistoryFailed:
             self._ready = False
             raise
         except (SQLAlchemyError, OSError, ValueError, OverflowError) as error:
             self._ready = False
             refused = isinstance(error, (DataError, IntegrityError, ValueError, OverflowError))
+            # 54: a limit of the program (postgresql.org/docs/current/errcodes-appendix.html)
+            refused |= (getattr(getattr(error, "orig", None), "sqlstate", None) or "")[:2] == "54"
             text = str(getattr(error, "orig", None) or error).strip()
             kind = HistoryRefused if refused else HistoryFailed
             raise kind(text.partition("\n")[0] or type(error).__name__) from error
 
     def _open(self) -> None:
-        identity = self.database.identity()
-        if self._ready and self._file == identity:
+        if self._ready and self._file == self.database.identity():
             return
         with self._opening:
-            if self._file not in (None, identity):
+            if self._file not in (None, self.database.identity()):
                 logger.error("{} was deleted or replaced; it is made anew", self.database.path)
                 self.database.close()
                 self._ids = {}
             schema.prepare(self.database)
             self._file, self._ready = self.database.identity(), True
+
+    def _pass_over(self, row: Any, error: Exception) -> None:
+        if not self.unreadable:
+            logger.error("a row of the history cannot be read, {}: {}", tuple(row[:2]), error)
+        self.unreadable += 1
 
     def _now(self, connection: Connection) -> int:
         if self._clock is not None:
@@ -147,11 +141,28 @@ class SqlHistory:
 
     # ------------------------------------------------------------ adding
 
-    def apply(self, node_name: str, instance_id: str, publications: Sequence[Publication]) -> int:
-        """Add publications that are not there yet, in one transaction; the highest number."""
+    def apply(
+        self, node_name: str, instance_id: str, publications: Sequence[Publication], known: int
+    ) -> int:
+        """Add publications that are not there yet, in one transaction; the highest number.
+
+        `known` is the highest number that this instance may have here. Raises
+        AnotherIsWriting where there is a higher one.
+        """
+        try:
+            return self._apply(node_name, instance_id, publications, known)
+        except HistoryRefused:
+            # A series that we knew may have been forgotten by who looked after this node.
+            return self._apply(node_name, instance_id, publications, known)
+
+    def _apply(
+        self, node_name: str, instance_id: str, publications: Sequence[Publication], known: int
+    ) -> int:
         with self._writing() as connection:
             place = self._lock_node(connection, node_name)
             taken = self._taken(connection, place.id, instance_id)
+            if taken > known:
+                raise AnotherIsWriting(taken)
             total = Publication(taken, {}, {})
             for publication in publications:
                 if publication.number > taken:
@@ -162,7 +173,9 @@ class SqlHistory:
                 window[EVERYTHING] = sum_of(window)
             self._add(connection, place, total)
             connection.execute(
-                update(instance).where(instance.c.id == instance_id).values(taken=total.number)
+                update(instance)
+                .where(instance.c.id == instance_id)
+                .values(taken=total.number, at=self._now(connection))
             )
             return total.number
 
@@ -178,25 +191,29 @@ class SqlHistory:
         return found
 
     def _taken(self, connection: Connection, node_id: int, instance_id: str) -> int:
-        wanted = select(instance.c.taken).where(instance.c.id == instance_id)
-        taken = connection.scalar(wanted)
-        if taken is None:
+        """The number of its newest publication; of a node that is renamed, it goes with it."""
+        wanted = select(instance.c.taken, instance.c.node).where(instance.c.id == instance_id)
+        found = connection.execute(wanted).one_or_none()
+        if found is None:
             connection.execute(
                 self.database.insert(instance)
                 .values(id=instance_id, node=node_id, at=self._now(connection))
                 .on_conflict_do_nothing()
             )
-            taken = connection.scalar(wanted)
-        return int(taken or 0)
+            found = connection.execute(wanted).one()
+        if found.node != node_id:
+            moved = update(instance).where(instance.c.id == instance_id)
+            connection.execute(moved.values(node=node_id))
+        return int(found.taken)
 
     def _add(self, connection: Connection, place: SqlRow[Any], total: Publication) -> None:
         keys = {key for window in total.windows.values() for key in window} | total.errors.keys()
         ids = self._ids_of(connection, place.id, keys)
-        by_level: list[dict[tuple[int, int], Stats]] = [{} for _ in self.levels]
+        by_level: list[Rows] = [{} for _ in self.levels]
         for start_ms, window in total.windows.items():
             start = start_ms // 1000
             for number, level in enumerate(self.levels):
-                if number and start >= self._rolled(place, number):
+                if number and start >= rolled(place, level):
                     break
                 rows = by_level[number]
                 at = start - start % (level.window_ms // 1000)
@@ -206,7 +223,7 @@ class SqlHistory:
                         row = rows[ids[key], at] = Stats()
                     row.merge(stats)
         for number, rows in enumerate(by_level):
-            self._add_rows(connection, number, rows)
+            add_rows(self.database, connection, number, rows, self._pass_over)
         if total.errors:
             texts = [
                 {"series": ids[k], "at_ms": e.at_ms, "message": e.message, "traceback": e.traceback}
@@ -223,56 +240,35 @@ class SqlHistory:
         if newest > place.newest:
             connection.execute(update(node).where(node.c.id == place.id).values(newest=newest))
 
-    def _rolled(self, place: SqlRow[Any], number: int) -> int:
-        rolled: int = place._mapping[f"rolled_{self.levels[number].name}"]
-        return rolled
-
     def _ids_of(self, connection: Connection, node_id: int, keys: Iterable[Key]) -> dict[Key, int]:
         known = self._ids
         new = [key for key in keys if (node_id, key) not in known]
         if new:
             if len(known) > KEPT_IDS:
                 known = self._ids = {}
-            self._load_ids(connection, node_id, known)
+            self._load_ids(connection, node_id, new, known)
             new = [key for key in keys if (node_id, key) not in known]
         if new:
             connection.execute(
                 self.database.insert(series).on_conflict_do_nothing(),
-                [{"node": node_id, **key._asdict()} for key in new],
+                [{"node": node_id, "digest": digest_of(key), **key._asdict()} for key in new],
             )
-            self._load_ids(connection, node_id, known)
+            self._load_ids(connection, node_id, new, known)
         return {key: known[node_id, key] for key in keys}
 
     def _load_ids(
-        self, connection: Connection, node_id: int, known: dict[tuple[int, Key], int]
+        self,
+        connection: Connection,
+        node_id: int,
+        keys: Sequence[Key],
+        known: dict[tuple[int, Key], int],
     ) -> None:
-        found = connection.execute(select(series.c.id, *_KEY).where(series.c.node == node_id))
-        known.update({(node_id, Key(*key)): id for id, *key in found})
-
-    def _add_rows(
-        self, connection: Connection, number: int, rows: dict[tuple[int, int], Stats]
-    ) -> None:
-        """Add to the rows of a level that are there, and make the others."""
-        if not rows:
-            return
-        table = windows[number]
-        by_start: dict[int, list[int]] = defaultdict(list)
-        for id, start in rows:
-            by_start[start].append(id)
-        for start, ids in by_start.items():
-            for some in _chunks(ids):
-                there = select(table).where(table.c.start == start, table.c.series.in_(some))
-                for found in connection.execute(there):
-                    rows[found[0], start].merge(_stats(found[2:]))
-        upsert = self.database.insert(table)
-        upsert = upsert.on_conflict_do_update(
-            index_elements=["series", "start"],
-            set_={name: upsert.excluded[name] for name in _FIELDS},
-        )
-        connection.execute(
-            upsert,
-            [{"series": id, "start": at, **_columns(stats)} for (id, at), stats in rows.items()],
-        )
+        for some in chunks(keys):
+            wanted = series.c.digest.in_([digest_of(key) for key in some])
+            found = connection.execute(
+                select(series.c.id, *_KEY).where(series.c.node == node_id, wanted)
+            )
+            known.update({(node_id, Key(*key)): id for id, *key in found})
 
     # ------------------------------------------------------------ rolling up and letting go
 
@@ -288,85 +284,19 @@ class SqlHistory:
                 return False
             now_ms = self._now(connection)
             for number in range(1, len(self.levels)):
-                if self._roll_up(connection, place, number, now_ms // 1000):
+                if roll_up(
+                    self.database,
+                    connection,
+                    self.levels,
+                    place,
+                    number,
+                    now_ms // 1000,
+                    self._pass_over,
+                ):
                     return True
-            if not 0 <= now_ms - place.maintained_at < EXPIRE_EVERY_MS:
-                self._expire(connection, place, now_ms)
+            if expire(connection, self.levels, place, now_ms):
+                self._ids = {}
             return False
-
-    def _roll_up(self, connection: Connection, place: SqlRow[Any], number: int, now_s: int) -> bool:
-        """Make the next windows of a level out of those below; False when none is over."""
-        length = self.levels[number].window_ms // 1000
-        rolled, source = self._rolled(place, number), windows[number - 1]
-        until = min(now_s - SETTLED_S, place.newest + ROLLED_AHEAD_S)
-        if number > 1:
-            until = min(until, self._rolled(place, number - 1))
-        until -= until % length
-        if until <= rolled:
-            return False
-        mine = select(series.c.id).where(series.c.node == place.id).scalar_subquery()
-        first = connection.scalar(
-            select(func.min(source.c.start)).where(
-                source.c.series.in_(mine), source.c.start >= rolled, source.c.start < until
-            )
-        )
-        if first is not None:
-            first -= first % length
-            until = min(until, first + ROLLED_AT_ONCE * length)
-            rows: dict[tuple[int, int], Stats] = {}
-            found = connection.execute(
-                select(source).where(
-                    source.c.series.in_(mine), source.c.start >= first, source.c.start < until
-                ),
-                execution_options=STREAMED,
-            )
-            for row in found:
-                at = row[1] - row[1] % length
-                total = rows.get((row[0], at))
-                if total is None:
-                    total = rows[row[0], at] = Stats()
-                total.merge(_stats(row[2:]))
-            self._add_rows(connection, number, rows)
-        column = f"rolled_{self.levels[number].name}"
-        connection.execute(update(node).where(node.c.id == place.id).values({column: until}))
-        return True
-
-    def _expire(self, connection: Connection, place: SqlRow[Any], now_ms: int) -> None:
-        newest = connection.scalar(select(func.max(node.c.newest))) or 0
-        target = min(newest, now_ms // 1000)
-        passed = min(max(now_ms - place.maintained_at, 0), 2 * EXPIRE_EVERY_MS) // 1000
-        horizon = min(target, place.horizon + HORIZON_SPEED * passed) if place.horizon else target
-        connection.execute(
-            update(node).where(node.c.id == place.id).values(horizon=horizon, maintained_at=now_ms)
-        )
-        ids = connection.scalars(select(series.c.id).where(series.c.node == place.id)).all()
-        for number, level in enumerate(self.levels):
-            before = horizon - level.kept_ms // 1000
-            if number + 1 < len(self.levels):
-                before = min(before, self._rolled(place, number + 1))
-            table = windows[number]
-            for some in _chunks(ids):
-                connection.execute(
-                    delete(table).where(table.c.series.in_(some), table.c.start < before)
-                )
-        self._forget_series(connection, place.id)
-        last_ms = now_ms - self.levels[-1].kept_ms
-        connection.execute(
-            delete(instance).where(instance.c.node == place.id, instance.c.at < last_ms)
-        )
-
-    def _forget_series(self, connection: Connection, node_id: int) -> None:
-        """Series without a window; a living one has windows."""
-        gone = select(series.c.id).where(
-            series.c.node == node_id,
-            *(~exists().where(table.c.series == series.c.id) for table in windows),
-        )
-        ids = connection.scalars(gone).all()
-        for some in _chunks(ids):
-            connection.execute(delete(error_text).where(error_text.c.series.in_(some)))
-            connection.execute(delete(series).where(series.c.id.in_(some)))
-        if ids:
-            self._ids = {}
 
     # ------------------------------------------------------------ who is there
 
@@ -396,7 +326,14 @@ class SqlHistory:
         with self._reading() as connection:
             now_ms = self._now(connection)
             held = exists().where(instance.c.node == node.c.id, instance.c.lease_until > now_ms)
-            return list(connection.scalars(select(node.c.name).where(~held)))
+            lately = node.c.maintained_at.between(now_ms - EXPIRE_EVERY_MS + 1, now_ms)
+            return list(connection.scalars(select(node.c.name).where(~held, ~lately)))
+
+    def leave(self, instance_id: str) -> None:
+        """End the lease: this instance stops, and is not lost."""
+        with self._writing() as connection:
+            stopped = update(instance).where(instance.c.id == instance_id)
+            connection.execute(stopped.values(lease_until=0, state=None))
 
     def members(self, known: Mapping[str, int]) -> list[Member]:
         """Every instance that was there in the last day, as it last said.
@@ -417,7 +354,7 @@ class SqlHistory:
             ]
             news = [m.instance for m in members if known.get(m.instance) != m.at_ms]
             states: dict[str, bytes] = {}
-            for some in _chunks(news):
+            for some in chunks(news):
                 rows = connection.execute(
                     select(instance.c.id, instance.c.state).where(instance.c.id.in_(some))
                 )
@@ -437,8 +374,9 @@ class SqlHistory:
             found = connection.execute(select(series.c.id, series.c.node, *_KEY).where(matching))
             keys = {id: (names[node_id], Key(*key)) for id, node_id, *key in found}
             for segment in wanted.segments:
-                for row in self._rows(connection, segment, matching, places):
-                    add(row[1] * 1000, *keys[row[0]], _stats(row[2:]))
+                rows = self._rows(connection, segment, matching, places)
+                for id, start, stats in readable(rows, self._pass_over):
+                    add(start * 1000, *keys[id], stats)
             return taken
 
     def error_texts(self, wanted: Wanted) -> dict[tuple[str, Key], ErrorText]:
@@ -487,7 +425,7 @@ class SqlHistory:
 
     def _rows(
         self, connection: Connection, segment: Segment, matching: Any, places: Sequence[SqlRow[Any]]
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Iterator[SqlRow[Any]]:
         """The rows of a segment: of its level as far as that is rolled up, then of finer ones."""
         for number in range(segment.level, -1, -1):
             table = windows[number]
@@ -505,18 +443,3 @@ class SqlHistory:
                 query = query.where(table.c.start >= node.c[above])
             query = query.where(table.c.start >= start)
             yield from connection.execute(query, execution_options=STREAMED)
-
-
-def _stats(values: Sequence[Any]) -> Stats:
-    decoded = [*values[:-1], Histogram.decode(values[-1])]
-    return Stats(*decoded)
-
-
-def _columns(stats: Stats) -> dict[str, Any]:
-    values = {name: getattr(stats, name) for name in _FIELDS}
-    values["histogram"] = stats.histogram.encode()
-    return values
-
-
-def _chunks(ids: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (ids[at : at + CHUNK] for at in range(0, len(ids), CHUNK))

@@ -13,11 +13,12 @@ microseconds. A row of 60 buckets takes some 150 bytes in SQLite and 270 in Post
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from sqlalchemy import (
     BigInteger,
     Column,
     ForeignKey,
-    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -28,6 +29,7 @@ from sqlalchemy import (
 )
 
 from orbit_rpc_schema.wire import MAX_NAME
+from orbit_service.core.outbox import Key
 from orbit_service.core.rollup import LEVELS
 
 metadata = MetaData()
@@ -67,13 +69,21 @@ series = Table(
     metadata,
     Column("id", _id, primary_key=True),
     Column("node", _id, ForeignKey("node.id"), nullable=False),
+    Column("digest", LargeBinary, nullable=False),
     *(
         Column(name, String(MAX_NAME), nullable=False, server_default="")
         for name in ("worker", "pipeline", "step", "version", "error")
     ),
-    UniqueConstraint("node", "worker", "pipeline", "step", "version", "error"),
-    Index("series_pipeline", "pipeline"),
+    # The names themselves may be longer than an index of PostgreSQL takes.
+    UniqueConstraint("node", "digest"),
 )
+
+
+def digest_of(key: Key) -> bytes:
+    """What stands for the five names of a series where one is looked for."""
+    # No name has a control character.
+    return sha256("\0".join(key).encode()).digest()[:16]
+
 
 windows = [
     Table(
@@ -97,6 +107,7 @@ windows = [
                 "max_wait_us",
             ),
         ),
+        Column("first_run_ms", BigInteger),
         Column("last_run_ms", BigInteger),
         Column("last_success_ms", BigInteger),
         Column("histogram", LargeBinary, nullable=False),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from loguru import logger
 
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.core.fleet import Fleet, NodeLives
-from orbit_service.history.archive import in_thread
+from orbit_service.history.archive import start_thread
 from orbit_service.history.port import History, HistoryFailed, Member
 from orbit_service.history.presence import load
+
+Known = dict[str, tuple[int, NodeLives]]  # by instance: when it said it, and what
 
 LOOK_SECONDS = 2.0
 FRESH_SECONDS = 15.0  # what is older is not told as if it were now
@@ -28,7 +31,8 @@ class Watch:
         self._history = history
         self._fleet = fleet
         self._own = own
-        self._known: dict[str, tuple[int, NodeLives]] = {}
+        self._known: Known = {}
+        self._unreadable: set[str] = set()
         self._read_at = float("-inf")
 
     async def run(self) -> None:
@@ -38,12 +42,17 @@ class Watch:
 
     async def look(self) -> None:
         try:
-            members = await in_thread(self._read)
-            self._take(members)
-        except HistoryFailed as error:
-            if str(error) != self.trouble:
+            self._known = await start_thread(self._read)
+        except Exception as error:  # noqa: BLE001  # the next look may go better
+            if not isinstance(error, HistoryFailed):
+                logger.opt(exception=error).error("looking at the fleet failed")
+            elif str(error) != self.trouble:
                 logger.error("the fleet cannot be read: {}", error)
             self.trouble = str(error)
+            return
+        self._fleet.others = _told(self._known)
+        self._read_at = time.monotonic()
+        self.trouble = None
 
     @property
     def fresh(self) -> bool:
@@ -55,24 +64,34 @@ class Watch:
             raise HistoryUnavailable(why=self.trouble or "no answer")
         return self._fleet
 
-    def _read(self) -> list[Member]:
-        return self._history().members({id: at for id, (at, _lives) in self._known.items()})
-
-    def _take(self, members: list[Member]) -> None:
-        known = {}
+    def _read(self) -> Known:
+        """Everybody else, as they last said; what one says that cannot be read is passed over."""
+        members = self._history().members({id: at for id, (at, _lives) in self._known.items()})
+        known: Known = {}
         for member in members:
             if member.instance == self._own():
                 continue
-            lives = load(member) if member.state is not None else self._known[member.instance][1]
-            lives.alive = member.alive
-            known[member.instance] = (member.at_ms, lives)
-        self._known = known
-        alive = {lives.name for _at, lives in known.values() if lives.alive}
-        self._fleet.others = {
-            id: lives if lives.alive else lives.lost()
-            for id, (_at, lives) in known.items()
-            # One that lost its state goes on as another instance.
-            if lives.alive or lives.name not in alive
-        }
-        self._read_at = time.monotonic()
-        self.trouble = None
+            try:
+                lives = self._lives(member)
+            except HistoryFailed as error:
+                if member.instance not in self._unreadable:
+                    logger.error("{}; it is left out", error)
+                self._unreadable.add(member.instance)
+                continue
+            known[member.instance] = (member.at_ms, replace(lives, alive=member.alive))
+        return known
+
+    def _lives(self, member: Member) -> NodeLives:
+        return self._known[member.instance][1] if member.state is None else load(member)
+
+
+def _told(known: Known) -> dict[str, NodeLives]:
+    """Who is told of: all that are alive, and of a name where none is, the newest."""
+    newest = {lives.name: id for id, (_at, lives) in sorted(known.items(), key=lambda k: k[1][0])}
+    alive = {lives.name for _at, lives in known.values() if lives.alive}
+    return {
+        id: lives if lives.alive else lives.lost()
+        for id, (_at, lives) in known.items()
+        # One that lost its state goes on as another instance.
+        if lives.alive or (lives.name not in alive and newest[lives.name] == id)
+    }

@@ -76,10 +76,9 @@ def make_hub_handlers(
     """The same for a hub; what a node alone can answer is an error that says so."""
 
     def metrics(params: MetricsParams) -> Metrics | Awaitable[Metrics]:
-        workers = fleet()
         if params.window is not None:
             return past.metrics(params)
-        return snapshot.metrics(workers, params, clock())
+        return snapshot.metrics(fleet(), params, clock())
 
     answered: dict[str, Handler] = {
         "worker.metrics": metrics,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from orbit_rpc_schema.errors import InvalidParams
 from orbit_rpc_schema.procedures import (
@@ -19,8 +19,10 @@ from orbit_rpc_schema.procedures import (
     PipelineSteps,
     RangeParams,
 )
-from orbit_service.core import snapshot, timeline
+from orbit_service.core import balance, pipelines, snapshot
+from orbit_service.core.fleet import Fleet
 from orbit_service.core.rollup import (
+    WANTED_POINTS,
     BadRange,
     Level,
     Segment,
@@ -29,18 +31,20 @@ from orbit_service.core.rollup import (
     plan,
     segments,
 )
-from orbit_service.core.sessions import Worker
-from orbit_service.core.timeline import Timeline, Totals, total_of
+from orbit_service.core.stats import Stats, merged
+from orbit_service.core.sums import Totals
+from orbit_service.core.timeline import Timeline
 from orbit_service.history.archive import Archive
 from orbit_service.history.port import Wanted
 from orbit_service.rpc.times import parse_time
 
-GROUPED_POINTS = 100  # where the step is left out; some fifty groups fit twice
+GROUPED_POINTS = (100, 20, 4, 1)
 LEAST_WINDOW_MS = 10_000
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
+    """What is wrong with a range is wrong with the params."""
     try:
         yield
     except BadRange as bad:
@@ -48,106 +52,156 @@ def _explained() -> Iterator[None]:
 
 
 class Past:
-    """Answers about the past. `known` are the workers that are here, or in the fleet."""
+    """Answers about the past: of one `node`, or where that is None, of all in the history.
+
+    `workers` are those that are connected there; `fleet` is everybody.
+    """
 
     def __init__(
         self,
         archive: Archive,
-        levels: Sequence[Level],
-        known: snapshot.Known,
+        kept: Sequence[Level],
         clock: Callable[[], int],
+        *,
+        workers: Callable[[], snapshot.Known],
+        fleet: Callable[[], Fleet],
+        node: str | None = None,
     ) -> None:
         self._archive = archive
-        self._levels = levels
-        self._known = known
+        self._kept = kept
         self._clock = clock
+        self._workers = workers
+        self._fleet = fleet
+        self._node = node
 
     async def metrics(self, params: MetricsParams) -> Metrics:
         """worker.metrics over a window."""
-        now_ms = self._clock()
+        now_ms, known = self._clock(), self._workers()
         assert params.window is not None
-        with _explained():
+        with explained():
             length_ms = parse_duration(params.window)
-            if not LEAST_WINDOW_MS <= length_ms <= self._levels[-1].kept_ms:
-                longest = self._levels[-1].kept_ms // 86_400_000
+            if not LEAST_WINDOW_MS <= length_ms <= self._kept[-1].kept_ms:
+                longest = self._kept[-1].kept_ms // 86_400_000
                 raise BadRange(
                     f"a window of {params.window} is not from 10s to {longest}d; a number is "
                     "milliseconds"
                 )
-            parts = segments(now_ms - length_ms, now_ms + LEAST_WINDOW_MS, now_ms, self._levels)
-        wanted = _wanted(parts, params.worker, params.pipeline)
-        total = total_of((await self._archive.read(wanted, Totals)).sums.values())
-        lives = [worker.life for worker in self._workers(params.worker) if worker.life]
+            # Workers' clocks are this one, and yet a run may be stamped a moment ahead.
+            parts = segments(now_ms - length_ms, now_ms + LEAST_WINDOW_MS, now_ms, self._kept)
+        wanted = self._wanted(parts, params.worker, params.pipeline)
+        total = await self._archive.read(wanted, Totals, _sum)
+        lives = [worker.life for worker in known.select(params.worker) if worker.life]
         life_ms = min((life.started_ms for life in lives), default=None)
-        covered = timeline.covered_ms(now_ms - length_ms, now_ms, life_ms, total.first_ms)
-        return snapshot.metrics(self._known, params, now_ms, (total.stats, covered // 1000))
+        covered = balance.covered_ms(now_ms - length_ms, now_ms, life_ms, total.first_run_ms)
+        return snapshot.metrics(known, params, now_ms, (total, covered // 1000))
 
     async def history(self, params: HistoryParams) -> HistoryView:
         """worker.history."""
+        # Where the step is left out, as many points as fit for all groups.
+        free = params.step is None and params.group_by is not None
+        *more, last = GROUPED_POINTS if free else (WANTED_POINTS,)
+        for points in more:
+            with suppress(BadRange):
+                return await self._history(params, points)
+        with explained():
+            return await self._history(params, last)
+
+    async def _history(self, params: HistoryParams, points: int) -> HistoryView:
+        """The same with about so many points where the step is left out. Raises BadRange too."""
         now_ms = self._clock()
-        with _explained():
-            start_ms, end_ms = self._range(params, now_ms)
-            step_ms = None if params.step is None else parse_duration(params.step)
-            points = GROUPED_POINTS if params.group_by else 200
-            range = plan(start_ms, end_ms, step_ms, now_ms, self._levels, points)
-        first_ms = 2 * range.start_ms - range.end_ms if params.trend else range.start_ms
-        parts = [Segment(range.level, first_ms, range.end_ms)]
-        wanted = _wanted(
-            parts, params.worker, params.pipeline, whole=params.group_by in (None, "node")
+        start_ms, end_ms = self._range(params, now_ms)
+        asked = plan(
+            start_ms,
+            end_ms,
+            None if params.step is None else parse_duration(params.step),
+            now_ms,
+            self._kept,
+            wanted_points=points,
+            before=params.trend,
         )
-        found = await self._archive.read(
-            wanted, lambda: Timeline(range, params.group_by, trend=params.trend)
+        level = self._kept[asked.level].name
+        wanted = self._wanted(
+            [Segment(asked.level, asked.first_ms, asked.end_ms)],
+            params.worker,
+            params.pipeline,
+            whole=params.group_by in (None, "node"),
         )
-        with _explained():
-            return found.view(self._levels[range.level].name, now_ms)
+        return await self._archive.read(
+            wanted,
+            lambda: Timeline(asked, params.group_by),
+            lambda line: line.view(level, now_ms),
+        )
 
     async def pipelines(self, params: RangeParams) -> PipelineList:
         """pipelines.list."""
         start_ms, end_ms, parts = self._segments(params)
-        totals = await self._archive.read(Wanted(parts), Totals)
-        return timeline.pipeline_list(totals, start_ms, end_ms)
+        return await self._archive.read(
+            Wanted(parts, node=self._node),
+            Totals,
+            lambda totals: pipelines.pipeline_list(totals, start_ms, end_ms),
+        )
 
     async def pipeline(self, params: PipelineParams) -> PipelineMetrics:
         """pipelines.metrics."""
         start_ms, end_ms, parts = self._segments(params)
-        wanted = Wanted(parts, worker=params.worker, pipeline=params.pipeline, errors=True)
-        totals = await self._archive.read(wanted, Totals)
+        wanted = Wanted(
+            parts, node=self._node, worker=params.worker, pipeline=params.pipeline, errors=True
+        )
         texts = await self._archive.error_texts(wanted)
-        return timeline.pipeline_metrics(params.pipeline, totals, texts, start_ms, end_ms)
+        return await self._archive.read(
+            wanted,
+            Totals,
+            lambda totals: pipelines.pipeline_metrics(
+                params.pipeline, totals, texts, start_ms, end_ms
+            ),
+        )
 
     async def steps(self, params: PipelineParams) -> PipelineSteps:
         """pipelines.steps."""
         start_ms, end_ms, parts = self._segments(params)
-        wanted = Wanted(parts, worker=params.worker, pipeline=params.pipeline, steps=True)
-        totals = await self._archive.read(wanted, Totals)
-        return timeline.pipeline_steps(params.pipeline, totals, start_ms, end_ms)
+        wanted = Wanted(
+            parts, node=self._node, worker=params.worker, pipeline=params.pipeline, steps=True
+        )
+        return await self._archive.read(
+            wanted,
+            Totals,
+            lambda totals: pipelines.pipeline_steps(params.pipeline, totals, start_ms, end_ms),
+        )
 
     async def balance(self, params: BalanceParams) -> FleetBalance:
         """fleet.balance."""
         start_ms, end_ms, parts = self._segments(params)
-        totals = await self._archive.read(Wanted(parts, pipeline=params.pipeline), Totals)
-        return timeline.balance(totals, self._workers(None), start_ms, end_ms)
-
-    def _workers(self, name: str | None) -> list[Worker]:
-        return list(self._known.select(name))
+        workers = list(self._fleet().select(None))
+        return await self._archive.read(
+            Wanted(parts, pipeline=params.pipeline),
+            Totals,
+            lambda totals: balance.balance(totals, workers, start_ms, end_ms),
+        )
 
     def _range(self, params: RangeParams | PipelineParams, now_ms: int) -> tuple[int, int]:
         return parse_time(params.from_, now_ms), parse_time(params.to, now_ms)
 
     def _segments(self, params: RangeParams | PipelineParams) -> tuple[int, int, list[Segment]]:
-        """Start and end of a range, rounded to windows that are kept, and what to read for it."""
+        """Start and end of a range, widened to windows that are kept, and what to read for it."""
         now_ms = self._clock()
-        with _explained():
+        with explained():
             start_ms, end_ms = self._range(params, now_ms)
             check_range(start_ms, end_ms, now_ms)
-            end_ms = min(end_ms, now_ms)
-            parts = segments(start_ms, end_ms, now_ms, self._levels)
-        return parts[0].start_ms, end_ms, parts
+            parts = segments(start_ms, min(end_ms, now_ms), now_ms, self._kept)
+        return parts[0].start_ms, min(parts[-1].end_ms, now_ms), parts
+
+    def _wanted(
+        self,
+        parts: Sequence[Segment],
+        worker: str | None,
+        pipeline: str | None,
+        *,
+        whole: bool = True,
+    ) -> Wanted:
+        # The sums of everything are kept ready: a month of them is one series.
+        total = whole and worker is None and pipeline is None
+        return Wanted(parts, total=total, node=self._node, worker=worker, pipeline=pipeline)
 
 
-def _wanted(
-    parts: Sequence[Segment], worker: str | None, pipeline: str | None, *, whole: bool = True
-) -> Wanted:
-    # The sums of everything are kept ready: a month of them is one series.
-    total = whole and worker is None and pipeline is None
-    return Wanted(parts, total=total, worker=worker, pipeline=pipeline)
+def _sum(totals: Totals) -> Stats:
+    return merged(totals.sums.values())

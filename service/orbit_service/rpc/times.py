@@ -22,8 +22,8 @@ def parse_time(value: int | float | str, now_ms: int) -> int:
         if text == "now":
             return now_ms
         if text.startswith("-"):
-            return now_ms - parse_duration(text[1:])
-        if not re.fullmatch(r"\d+", text):
+            return max(now_ms - parse_duration(text[1:]), 0)
+        if not re.fullmatch(r"[0-9]{1,18}", text):
             return _from_iso(text)
         value = int(text)
     if not 0 <= value < MICROSECONDS_FROM:
@@ -40,12 +40,15 @@ def _from_iso(text: str) -> int:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise BadRange(
-            f"{text!r} is no time: give epoch milliseconds, a time ago such as -1h, or "
+            f"{text[:50]!r} is no time: give epoch milliseconds, a time ago such as -1h, or "
             "ISO 8601 such as 2026-01-31T12:00:00Z"
         ) from None
     if at.tzinfo is None:
-        raise BadRange(f"{text!r} has no offset from UTC: is {at.isoformat()}Z meant?")
+        raise BadRange(f"{text[:50]!r} has no offset from UTC: is {at.isoformat()}Z meant?")
     try:
-        return (at - datetime.fromisoformat("1970-01-01T00:00:00Z")) // timedelta(milliseconds=1)
+        ms = (at - datetime.fromisoformat("1970-01-01T00:00:00Z")) // timedelta(milliseconds=1)
     except OverflowError:
-        raise BadRange(f"{text!r} is too far away") from None
+        ms = -1
+    if ms < 0:
+        raise BadRange(f"{text[:50]!r} is before 1970")
+    return ms

@@ -33,7 +33,7 @@ class _Names(msgspec.Struct, array_like=True):
     """The places of one kind."""
 
     used_ms: list[tuple[Any, int]]
-    turned_away: int
+    folded: int
     swept_ms: int
 
 
@@ -111,9 +111,9 @@ def load(data: bytes, collector: Collector) -> None:
 
 
 def _names(places: Places[Any]) -> _Names:
-    return _Names(list(places.used_ms.items()), places.turned_away, places.swept_ms)
+    return _Names(list(places.used_ms.items()), places.folded, places.swept_ms)
 
 
 def _give_back(places: Places[Any], names: _Names, make: Callable[[list[str]], Any]) -> None:
     places.used_ms = OrderedDict((make(name), at) for name, at in names.used_ms)
-    places.turned_away, places.swept_ms = names.turned_away, names.swept_ms
+    places.folded, places.swept_ms = names.folded, names.swept_ms

@@ -27,6 +27,7 @@ Kind = Literal[
     "lose",
     "close",
     "take",
+    "begin",
 ]
 
 
@@ -55,6 +56,13 @@ class Closed(msgspec.Struct, frozen=True, array_like=True):
     starts: list[int]
 
 
+class Begun(msgspec.Struct, frozen=True, array_like=True):
+    """The body of `begin`: as whom the outbox goes on, and what the history has of it."""
+
+    instance: str
+    known: int
+
+
 class UnknownSession(Exception):
     """An event of a session that is not open: something before it is missing."""
 
@@ -70,6 +78,7 @@ _bodies: dict[str, msgspec.json.Decoder[Any]] = {
     "disconnect": msgspec.json.Decoder(str),
     "close": msgspec.json.Decoder(Closed),
     "take": msgspec.json.Decoder(int),
+    "begin": msgspec.json.Decoder(Begun),
 }
 
 
@@ -95,6 +104,9 @@ def apply_again(collector: Collector, event: Event) -> None:
         return
     if event.kind == "close":
         collector.outbox.close(body.instance, body.starts)
+        return
+    if event.kind == "begin":
+        collector.outbox.begin_anew(body.instance, body.known)
         return
     if event.kind == "take":
         collector.outbox.take(body)

@@ -506,7 +506,7 @@ def test_pipelines_over_the_bound_fold_into_one_and_lose_no_run(collector: Colle
     assert life.series[OTHER_PIPELINES].runs == 3
     assert collector.outbox.windows[T0][Key(OTHER_WORKERS, OTHER_PIPELINES)].runs == 3
     assert totals(collector).runs == MAX_PAIRS + 3
-    assert collector.folded() == {"pipelines": 3}
+    assert collector.pairs.folded == 3
 
 
 def test_a_worker_that_ended_holds_its_places_for_a_quarter_of_an_hour(

@@ -152,16 +152,31 @@ def test_what_may_have_been_sent_stays_as_it_is(small: None, outbox: Outbox) -> 
     assert all(list(p.windows) == [T0 + i * 10 * SECOND] for i, p in enumerate(head))
 
 
+def test_a_head_of_large_publications_is_short(
+    monkeypatch: pytest.MonkeyPatch, outbox: Outbox
+) -> None:
+    """Else what may not become coarser would be over the bound by itself."""
+    monkeypatch.setattr(bounds, "HEAD_BYTES", 3 * ROW)
+    fill(outbox, 10)
+    on_disk(outbox)
+    assert [p.number for p in outbox.head()] == [1, 2, 3]
+
+    monkeypatch.setattr(bounds, "HEAD_BYTES", 1)
+    assert [p.number for p in outbox.head()] == [1]
+
+
 def test_what_finds_no_memory_as_hours_either_is_dropped_and_counted(
     monkeypatch: pytest.MonkeyPatch, outbox: Outbox
 ) -> None:
-    monkeypatch.setattr(bounds, "MAX_BYTES", (bounds.HEAD + 4) * ROW)
-    for hour in range(bounds.HEAD + 10):
-        fill(outbox, 1, T0 + hour * HOUR)
+    monkeypatch.setattr(bounds, "HEAD_BYTES", 3 * ROW)
+    monkeypatch.setattr(bounds, "MAX_BYTES", 8 * ROW)
+    for hour in range(20):
+        fill(outbox, 3, T0 + hour * HOUR)
 
+    held = merged(sum_of(w) for p in outbox.waiting for w in p.windows.values()).runs
     assert outbox.size <= bounds.MAX_BYTES
     assert outbox.dropped > 0
-    assert len(outbox.waiting) + outbox.dropped == bounds.HEAD + 10
+    assert held + outbox.dropped == 60, "runs, whatever publications they are in"
 
 
 # ---------------------------------------------------------------- sums
@@ -176,10 +191,46 @@ def test_rows_of_steps_and_errors_are_not_runs() -> None:
 
 def test_rows_that_are_given_out_do_not_change(outbox: Outbox) -> None:
     add(outbox, T0, MS)
-    [(number, start, key, stats)] = outbox.unpublished()
+    noted = outbox.unpublished(lambda _start, _key: True)
     add(outbox, T0, MS)
+    close(outbox, T0 + MINUTE)
 
-    assert (number, start, key, stats.runs) == (1, T0, SEND, 1)
+    assert [(start, key, stats.runs) for start, key, stats in noted.after(0)] == [(T0, SEND, 1)]
+    assert noted.number == 0
+
+
+def test_what_a_history_has_is_not_given_to_it_again(outbox: Outbox) -> None:
+    fill(outbox, 3)
+    noted = outbox.unpublished(lambda start, _key: start > T0)
+
+    assert [start for start, _key, _stats in noted.after(0)] == [T0 + 10_000, T0 + 20_000]
+    assert [start for start, _key, _stats in noted.after(2)] == [T0 + 20_000]
+
+
+def test_a_text_waits_for_the_window_of_its_error(outbox: Outbox) -> None:
+    key = SEND._replace(error="ValueError")
+    add(outbox, T0, MS)
+    add(outbox, T0 + 10 * SECOND, MS, key=key)
+    outbox.add_error(key, ErrorText(T0 + 10 * SECOND, "no", None))
+    close(outbox, T0 + 12 * SECOND)
+    close(outbox, T0 + 22 * SECOND)
+
+    assert [list(p.errors) for p in outbox.waiting] == [[], [key]]
+
+
+def test_of_two_texts_the_newer_one_stays_in_whatever_order(outbox: Outbox) -> None:
+    for at_ms in (5, 9, 7):
+        outbox.add_error(SEND, ErrorText(at_ms, f"at {at_ms}", None))
+
+    assert outbox.errors[SEND].message == "at 9"
+
+
+def test_who_begins_anew_keeps_what_it_made_itself(outbox: Outbox) -> None:
+    fill(outbox, 5)
+    outbox.begin_anew("another", known=3)
+
+    assert (outbox.instance, [p.number for p in outbox.waiting]) == ("another", [4, 5])
+    assert outbox.size == 2 * ROW
 
 
 def test_the_newest_error_of_a_type_is_kept() -> None:

@@ -66,7 +66,7 @@ def test_before_the_first_run_every_number_is_zero() -> None:
     stats = Stats()
 
     assert (stats.runs, stats.min_ms, stats.average_ms, stats.max_ms) == (0, 0, 0, 0)
-    assert (stats.quantile_ms(0.5), stats.last_run_ms) == (0, None)
+    assert (stats.quantiles_ms(0.5)[0], stats.last_run_ms) == (0, None)
 
 
 def test_a_lost_run_is_a_failure_without_a_duration() -> None:

@@ -14,7 +14,7 @@ from histories import SEND
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Outbox
 from orbit_service.core.rollup import Segment
-from orbit_service.core.timeline import Totals
+from orbit_service.core.sums import Totals
 from orbit_service.history import archive as bounds
 from orbit_service.history import engines
 from orbit_service.history.archive import Archive
@@ -39,13 +39,18 @@ class Node:
         self.outbox.close("instance", self.outbox.over(at_ms + 12 * SECOND))
 
     def publish(self, *, knows: bool = True) -> None:
-        number = self.history.apply("n", self.outbox.instance, self.outbox.waiting)
+        number = self.history.apply(
+            "n", self.outbox.instance, self.outbox.waiting, self.outbox.number
+        )
         if knows:
             self.outbox.take(number)
 
     async def runs(self, **wanted: object) -> int:
-        totals = await self.archive.read(Wanted(ALL, **wanted), Totals)  # type: ignore[arg-type]
-        return sum(total.stats.runs for total in totals.sums.values())
+        totals = await self.totals(Wanted(ALL, **wanted))  # type: ignore[arg-type]
+        return sum(total.runs for total in totals.sums.values())
+
+    async def totals(self, wanted: Wanted) -> Totals:
+        return await self.archive.read(wanted, Totals, lambda totals: totals)
 
 
 @pytest.fixture
@@ -112,16 +117,16 @@ async def test_rows_in_memory_are_chosen_as_those_in_the_database_are(node: Node
     node.publish()
 
     assert [await node.runs(**wanted) for wanted in asked] == before == [2, 2, 1, 1, 1, 1]
-    totals = await node.archive.read(Wanted(ALL), Totals)
+    totals = await node.totals(Wanted(ALL))
     assert ("n", EVERYTHING) not in totals.sums
 
 
 async def test_a_range_holds_in_memory_too(node: Node) -> None:
     node.add()
     node.add(T0 + 10 * SECOND)
-    totals = await node.archive.read(Wanted([Segment(0, T0, T0 + 10 * SECOND)]), Totals)
+    totals = await node.totals(Wanted([Segment(0, T0, T0 + 10 * SECOND)]))
 
-    assert totals.sums["n", SEND].stats.runs == 1
+    assert totals.sums["n", SEND].runs == 1
 
 
 async def test_the_newest_error_text_is_told_wherever_it_is(node: Node) -> None:
@@ -162,6 +167,28 @@ async def test_an_answer_is_not_waited_for_for_ever(
     with pytest.raises(HistoryUnavailable, match="no answer within"):
         await node.runs()
     release.set()
+
+
+async def test_a_thread_that_nobody_waits_for_keeps_its_place_until_it_ends(
+    node: Node, history_that, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "READ_SECONDS", 0.05)
+    release, working = threading.Event(), []
+
+    def hang(*_: object) -> dict[str, int]:
+        working.append(1)
+        release.wait()
+        return {}
+
+    history_that(hang)
+    for _ in range(2 * bounds.AT_ONCE):
+        with pytest.raises(HistoryUnavailable):
+            await node.runs()
+    assert len(working) == bounds.AT_ONCE
+
+    release.set()
+    monkeypatch.setattr(bounds, "READ_SECONDS", 20)
+    assert await node.runs() == 0
 
 
 async def test_more_questions_than_can_wait_are_refused_at_once(

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from builders import HOUR, MINUTE, MS, SECOND, T0
-from histories import SEND, Place, a_publication, runs
+from histories import ANY, SEND, Place, a_publication, runs
 from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.core.outbox import ErrorText, Key
 from orbit_service.core.rollup import LEVELS
 from orbit_service.core.stats import Stats, merged
 from orbit_service.history import engines
-from orbit_service.history.port import HistoryFailed, HistoryRefused, Wanted
+from orbit_service.history.port import AnotherIsWriting, HistoryFailed, HistoryRefused, Wanted
+from orbit_service.history.tables import windows
 
 DAY = 24 * HOUR
 TODAY = T0 - T0 % DAY  # a whole day, so that minutes and hours begin where they seem to
@@ -37,14 +38,14 @@ class HistoryContract:
     def test_a_publication_that_comes_twice_counts_once(self, place: Place) -> None:
         publication = a_publication(3, {TODAY: {SEND: runs(MS)}})
 
-        assert place.history.apply("n", "i", [publication]) == 3
-        assert place.history.apply("n", "i", [publication]) == 3
+        assert place.history.apply("n", "i", [publication], ANY) == 3
+        assert place.history.apply("n", "i", [publication], ANY) == 3
         assert place.total().runs == 1
 
     def test_of_several_only_those_that_are_news_are_added(self, place: Place) -> None:
         first, second = (a_publication(n, {TODAY: {SEND: runs(MS)}}) for n in (1, 2))
-        place.history.apply("n", "i", [first])
-        place.history.apply("n", "i", [first, second])
+        place.history.apply("n", "i", [first], ANY)
+        place.history.apply("n", "i", [first, second], ANY)
 
         assert place.total().runs == 2
 
@@ -57,33 +58,120 @@ class HistoryContract:
     def test_adding_leaves_the_publication_as_it_was(self, place: Place) -> None:
         publication = a_publication(1, {TODAY: {SEND: runs(MS)}})
         place.add(TODAY, MS)
-        place.history.apply("n", "another", [publication])
+        place.history.apply("n", "another", [publication], ANY)
 
         assert publication.windows == {TODAY: {SEND: runs(MS)}}
 
+    def test_a_number_that_was_not_made_here_is_noticed(self, place: Place) -> None:
+        place.history.apply("n", "i", [a_publication(5, {TODAY: {SEND: runs(MS)}})], 5)
+        with pytest.raises(AnotherIsWriting) as noticed:
+            place.history.apply("n", "i", [a_publication(3, {TODAY: {SEND: runs(MS)}})], 2)
+
+        assert noticed.value.number == 5
+        assert place.total().runs == 1
+
+    def test_names_that_no_index_takes_are_kept(self, place: Place) -> None:
+        chance = random.Random(1)
+        names = [
+            "".join(chr(chance.randrange(0x20000, 0x2A6D0)) for _ in range(200)) for _ in "1234"
+        ]
+        key = Key(names[0], names[1], "", names[2], names[3])
+        place.add(TODAY, MS, key=key)
+
+        assert place.read(runs=False, errors=True) == {key: runs(MS)}
+
+    def test_a_series_that_somebody_else_forgot_is_made_again(self, place: Place) -> None:
+        place.add(TODAY, MS)
+        with place.history.database.writing() as connection:
+            for table in ("window_10s", "series"):
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+        place.add(TODAY, MS, MS)
+
+        assert place.total().runs == 2
+
+    def test_an_instance_goes_with_its_node_when_that_is_renamed(self, place: Place) -> None:
+        place.history.renew("old", "i", b"")
+        place.history.renew("new", "i", b"")
+
+        assert [member.node for member in place.history.members({})] == ["new"]
+
+    def test_a_row_that_cannot_be_read_hides_no_other(self, place: Place) -> None:
+        other = Key("fetcher", "fetch")
+        place.add(TODAY, MS)
+        place.add(TODAY + HOUR, MS, key=other)
+        with place.history.database.writing() as connection:
+            spoil = update(windows[0]).where(windows[0].c.start == TODAY // 1000)
+            connection.execute(spoil.values(histogram=b"\x63"))
+        place.clock.now_ms = TODAY + 3 * HOUR
+        place.maintain()
+
+        assert [place.read(level).keys() for level in (0, 2)] == [{other}, {other}]
+        assert place.history.unreadable > 0
+
+    def test_who_leaves_is_not_lost(self, place: Place) -> None:
+        place.history.renew("n", "i", b"")
+        place.history.leave("i")
+
+        assert place.history.members({}) == []
+
+    def test_the_number_is_kept_while_its_instance_publishes(self, place: Place) -> None:
+        """On SQLite, where no lease is ever renewed."""
+        place.add(TODAY, MS)
+        place.clock.now_ms = TODAY + 401 * DAY
+        place.add(place.clock.now_ms, MS)
+        place.maintain()
+
+        assert place.history.read(Wanted([]), lambda *_: None) == {"instance of n": 2}
+
+    def test_of_a_node_that_is_gone_nothing_is_left_in_the_end(self, place: Place) -> None:
+        place.add(TODAY, MS, node="gone")
+        self._live_until(place, TODAY + 402 * DAY, step=10 * DAY)
+        with place.history.database.writing() as connection:
+            connection.exec_driver_sql("UPDATE instance SET at = 0 WHERE id = 'instance of gone'")
+        for _ in range(2):
+            place.maintain("gone")
+            place.clock.now_ms += 6 * MINUTE
+
+        assert place.history.abandoned() == ["n"]
+
+    def test_expiry_is_at_most_twice_as_fast_as_time(self, place: Place) -> None:
+        """So a clock that is a day ahead for an hour takes two hours of detail, and no day."""
+        for hour in range(0, 24, 2):
+            place.add(TODAY + hour * HOUR, MS)
+            place.clock.now_ms = TODAY + hour * HOUR
+            place.maintain()
+        before = len(place.starts(0))
+        place.clock.now_ms += 10 * DAY
+        place.add(place.clock.now_ms, MS)
+        for _ in range(6):
+            place.clock.now_ms += 10 * MINUTE
+            place.maintain()
+
+        assert len(place.starts(0)) >= before - 1
+
     def test_two_that_call_themselves_alike_both_count(self, place: Place) -> None:
         for instance in ("one", "other"):
-            place.history.apply("n", instance, [a_publication(1, {TODAY: {SEND: runs(MS)}})])
+            place.history.apply("n", instance, [a_publication(1, {TODAY: {SEND: runs(MS)}})], ANY)
 
         assert place.total().runs == 2
 
     def test_reading_tells_up_to_which_number_it_knows(self, place: Place) -> None:
-        place.history.apply("n", "one", [a_publication(4)])
-        place.history.apply("n", "other", [a_publication(7)])
+        place.history.apply("n", "one", [a_publication(4)], ANY)
+        place.history.apply("n", "other", [a_publication(7)], ANY)
 
         assert place.history.read(Wanted([]), lambda *_: None) == {"one": 4, "other": 7}
 
     def test_the_largest_numbers_and_the_oddest_names_are_kept(self, place: Place) -> None:
         key = Key("größe 🐘", "a'b\"c%s:x", "", "v\\1", "")
         large = Stats(MAX_INT, MAX_INT, MAX_INT, 0, MAX_INT, MAX_INT, 0, MAX_INT)
-        place.history.apply("ñ'", "i", [a_publication(1, {TODAY: {key: large}})])
+        place.history.apply("ñ'", "i", [a_publication(1, {TODAY: {key: large}})], ANY)
 
         assert place.read() == {key: large}
 
     def test_what_the_database_refuses_is_said_to_be_refused(self, place: Place) -> None:
         over = Stats(runs=MAX_INT + 1)
         with pytest.raises(HistoryRefused):
-            place.history.apply("n", "i", [a_publication(1, {TODAY: {SEND: over}})])
+            place.history.apply("n", "i", [a_publication(1, {TODAY: {SEND: over}})], ANY)
 
         place.add(TODAY, MS)
         assert place.total().runs == 1
@@ -94,7 +182,7 @@ class HistoryContract:
         def write(node: str) -> None:
             for number in range(1, 6):
                 window = {TODAY + number * 10 * SECOND: {SEND: runs(MS)}}
-                place.history.apply(node, node, [a_publication(number, window)])
+                place.history.apply(node, node, [a_publication(number, window)], ANY)
                 place.history.maintain(node)
 
         threads = [threading.Thread(target=write, args=(node,)) for node in "abcd"]
@@ -361,7 +449,7 @@ class HistoryContract:
             text = ErrorText(at_ms, f"at {at_ms}", "Traceback ...")
             publication = a_publication(number, {TODAY: {key: runs(MS)}})
             publication.errors[key] = text
-            place.history.apply("n", "i", [publication])
+            place.history.apply("n", "i", [publication], ANY)
 
         texts = place.history.error_texts(Wanted([], pipeline="send", errors=True))
         assert texts == {("n", key): ErrorText(9, "at 9", "Traceback ...")}
@@ -392,7 +480,7 @@ class HistoryContract:
             found = place.total(level, total=True)
             assert found.runs == len(durations)
             for q in (0.5, 0.95, 0.99):
-                value = found.histogram.quantile(q, found.min_us, found.max_us)
+                [value] = found.histogram.quantiles([q], found.min_us, found.max_us)
                 assert value == pytest.approx(exact[int(q * len(exact))], rel=0.011)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from builders import MS, T0, until
-from histories import SEND, a_publication, runs
+from histories import ANY, SEND, a_publication, runs
 from orbit_service.core.outbox import Publication
 from orbit_service.core.rollup import Segment
 from orbit_service.core.stats import Stats
 from orbit_service.history import engines, publisher
-from orbit_service.history.port import HistoryFailed, Member, Wanted
+from orbit_service.history.port import HistoryFailed, HistoryRefused, Member, Wanted
 from orbit_service.history.publisher import Offer, Publisher
 from orbit_service.history.sql import SqlHistory
 
@@ -26,10 +26,12 @@ class MoodyHistory(SqlHistory):
     failing: str | None = None
     twins: Sequence[Member] = ()
 
-    def apply(self, node: str, instance: str, publications: Sequence[Publication]) -> int:
+    def apply(
+        self, node: str, instance: str, publications: Sequence[Publication], known: int
+    ) -> int:
         if self.failing:
             raise HistoryFailed(self.failing)
-        return super().apply(node, instance, publications)
+        return super().apply(node, instance, publications, known)
 
     def maintain(self, node: str) -> bool:
         if self.failing:
@@ -52,7 +54,10 @@ class Desk:
     def __init__(self, history: MoodyHistory) -> None:
         self.history = history
         self.taken: list[int] = []
-        self.publisher = Publisher(lambda: history, "n", self._post, self.taken.append)
+        self.others: list[int] = []
+        self.publisher = Publisher(
+            lambda: history, "n", self._post, self.taken.append, self.others.append
+        )
         self.publisher.start()
 
     def _post(self, act: Callable[..., None], *arguments: Any) -> None:
@@ -62,7 +67,7 @@ class Desk:
         until(lambda: self.publisher.ready)
         stats = rows.get("stats", runs(MS))
         publications = [a_publication(n, {T0: {SEND: stats}}) for n in numbers]
-        self.publisher.offer(Offer("instance", publications, state))
+        self.publisher.offer(Offer("instance", publications, ANY, state))
         until(lambda: self.publisher.ready or self.publisher.trouble)
 
 
@@ -95,26 +100,55 @@ def test_what_is_offered_again_counts_once(desk: Desk) -> None:
 def test_a_history_that_is_away_is_said_and_tried_again(desk: Desk) -> None:
     until(lambda: desk.publisher.ready)
     desk.history.failing = "the server is gone"
-    desk.publisher.offer(Offer("instance", [a_publication(1)]))
+    desk.publisher.offer(Offer("instance", [a_publication(1)], ANY))
     until(lambda: desk.publisher.trouble == "the server is gone")
     until(lambda: desk.publisher.failures > 2)
-    assert not desk.publisher.ready
+    assert not desk.publisher.ready, "it has that offer still"
 
     desk.history.failing = None
-    until(lambda: desk.publisher.trouble is None)
-    desk.offer(1)
     until(lambda: desk.taken == [1])
+    until(lambda: desk.publisher.trouble is None)
 
 
 def test_what_the_history_refuses_is_left_out_and_the_rest_goes_on(desk: Desk) -> None:
     until(lambda: desk.publisher.ready)
     poison = a_publication(2, {T0: {SEND: Stats(runs=2**63)}})
     good = [a_publication(n, {T0: {SEND: runs(MS)}}) for n in (1, 3)]
-    desk.publisher.offer(Offer("instance", [good[0], poison, good[1]]))
+    desk.publisher.offer(Offer("instance", [good[0], poison, good[1]], ANY))
     until(lambda: desk.taken == [1, 2, 3])
 
     assert desk.history.runs() == 2
     assert desk.publisher.refused == 1
+
+
+def test_what_somebody_else_has_written_under_our_instance_is_said(desk: Desk) -> None:
+    """As where a state was copied, or restored from a backup."""
+    desk.history.apply("n", "instance", [a_publication(5)], ANY)
+    desk.publisher.offer(Offer("instance", [a_publication(3)], known=2))
+    until(lambda: desk.others == [5])
+
+    assert desk.taken == []
+
+
+def test_windows_that_cannot_be_rolled_up_do_not_hold_up_what_is_published(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_node: str) -> bool:
+        raise HistoryRefused("a row that cannot be stored")
+
+    monkeypatch.setattr(desk.history, "maintain", refuse)
+    monkeypatch.setattr(publisher, "MAINTAIN_SECONDS", 0.05)
+    desk.offer(1)
+    until(lambda: desk.taken == [1])
+
+    assert desk.publisher.trouble is None
+
+
+def test_a_publisher_that_stops_says_goodbye_for_its_instance(desk: Desk) -> None:
+    desk.offer(state=b"state")
+    desk.publisher.stop(leave="instance")
+
+    assert desk.history.members({}) == []
 
 
 def test_another_that_goes_on_writing_under_our_name_is_noticed(desk: Desk) -> None:

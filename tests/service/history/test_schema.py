@@ -13,9 +13,10 @@ from alembic.migration import MigrationContext
 
 from builders import MS, T0
 from databases import Postgres
-from histories import SEND, Place, a_publication, runs
+from histories import ANY, SEND, Place, a_publication, runs
 from orbit_service.history import engines, schema
 from orbit_service.history.engines import Database, NoHistoryUrl, checked_url
+from orbit_service.history.late import without_password
 from orbit_service.history.port import HistoryFailed
 from orbit_service.history.sql import SqlHistory
 from orbit_service.history.tables import metadata
@@ -75,7 +76,7 @@ def test_the_newest_migration_is_the_one_that_the_code_asks_for() -> None:
 def test_postgresql_without_tables_says_what_to_run(empty_url: str) -> None:
     history = SqlHistory(engines.postgres(checked_url(empty_url)))
     with pytest.raises(HistoryFailed, match="no tables yet; run: orbit-metrics migrate"):
-        history.apply("n", "i", [a_publication(1)])
+        history.apply("n", "i", [a_publication(1)], ANY)
     history.close()
 
 
@@ -152,7 +153,7 @@ def test_a_file_that_is_locked_fails_and_goes_on_later(
         other.execute("ROLLBACK")
     other.close()
     publication = a_publication(place.number, {T0: {SEND: runs(MS)}})
-    place.history.apply("n", "instance of n", [publication])
+    place.history.apply("n", "instance of n", [publication], ANY)
 
     assert place.total().runs == 2
 
@@ -183,7 +184,7 @@ def test_postgresql_may_go_away_and_come_back(tmp_path: Path) -> None:
     with pytest.raises(HistoryFailed):
         place.total()
     server.start()
-    place.history.apply("n", "instance of n", [a_publication(2, {T0: {SEND: runs(MS)}})])
+    place.history.apply("n", "instance of n", [a_publication(2, {T0: {SEND: runs(MS)}})], ANY)
 
     assert place.total().runs == 2
     place.history.close()
@@ -200,6 +201,7 @@ def test_postgresql_may_go_away_and_come_back(tmp_path: Path) -> None:
         ("mysql://localhost/orbit", "mysql is not supported"),
         ("postgresql+psycopg2://localhost/orbit", "psycopg2 is not supported"),
         ("postgresql://localhost", "names no database"),
+        ("postgresql://h1:5432,h2:5432/db", "a URL such as"),
     ],
 )
 def test_a_url_that_cannot_be_used_says_what_can(text: str, said: str) -> None:
@@ -210,3 +212,33 @@ def test_a_url_that_cannot_be_used_says_what_can(text: str, said: str) -> None:
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
 def test_the_driver_need_not_be_named(scheme: str) -> None:
     assert checked_url(f"{scheme}://u:p@h/d").drivername == "postgresql+psycopg"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:hunter2@h/d", "postgresql://u@h/d?password=hunter2&sslpassword=hunter2"],
+)
+def test_no_password_is_shown(url: str) -> None:
+    assert "hunter2" not in without_password(url)
+    assert without_password(url).startswith("postgresql+psycopg://u")
+
+
+def test_a_table_that_was_taken_away_is_made_anew_in_sqlite(place: Place) -> None:
+    place.add(T0, MS)
+    with place.history.database.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE window_10s")
+    with pytest.raises(HistoryFailed, match="no such table"):
+        place.total()
+
+    assert place.total().runs == 0
+
+
+def test_a_table_that_was_taken_away_is_named_in_postgresql(postgres_url: str) -> None:
+    place = Place(lambda: engines.postgres(checked_url(postgres_url)))
+    place.add(T0, MS)
+    with place.history.database.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE window_10s")
+    place.restart()
+    with pytest.raises(HistoryFailed, match="lacks the table window_10s: restore it"):
+        place.total()
+    place.history.close()

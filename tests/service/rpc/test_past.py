@@ -114,6 +114,38 @@ async def test_an_error_that_is_told_of_a_success_is_no_failure(asked: Asked) ->
     assert found["errors"] == []
 
 
+async def test_a_run_of_the_first_seconds_of_all_time_is_found(asked: Asked) -> None:
+    asked.record(a_batch(MS, at=5))
+    listed = await asked.ask("pipelines.list", {"from": 0})
+
+    assert (listed["from"], [p["total"]["runs"] for p in listed["pipelines"]]) == (0, [1])
+
+
+async def test_the_range_that_was_read_is_told(asked: Asked) -> None:
+    listed = await asked.ask("pipelines.list", {"from": NOW - HOUR + 3, "to": NOW - HOUR + 5})
+
+    assert (listed["from"] % 10_000, listed["to"] - listed["from"]) == (0, 10_000)
+
+
+@pytest.mark.parametrize("pipelines", [101, 700])
+async def test_groups_are_answered_with_as_many_points_as_fit(asked: Asked, pipelines: int) -> None:
+    asked.record(*(a_batch(MS, at=NOW - HOUR, pipeline=str(n)) for n in range(pipelines)))
+    answer = await asked.ask("worker.history", {"groupBy": "pipeline"})
+
+    assert len(answer["groups"]) == pipelines
+    assert len(answer["groups"]) * len(answer["groups"][0]["points"]) <= 10_000
+
+
+async def test_the_rate_of_a_window_is_over_the_time_that_the_worker_has_been_there(
+    asked: Asked,
+) -> None:
+    batches = [a_batch(MS, at=NOW - minute * MINUTE) for minute in range(30)]
+    asked.record(*batches, started_at=NOW - 30 * MINUTE)
+    answer = await asked.ask("worker.metrics", {"window": "24h"})
+
+    assert answer["runsPerHour"] == 60.0
+
+
 async def test_a_fleet_of_one_is_this_node(asked: Asked) -> None:
     asked.record(a_batch(MS, at=NOW), slots=2)
     fleet = await asked.ask("fleet.metrics")
@@ -135,7 +167,11 @@ async def test_a_fleet_of_one_is_this_node(asked: Asked) -> None:
         ("worker.history", {"from": "2023-11-14T22:13:20"}, "no offset from UTC"),
         ("worker.history", {"from": "-1h", "step": 0}, "take 10s"),
         ("worker.history", {"from": "-1h", "step": "7s"}, "take 10s"),
-        ("worker.history", {"from": "-7d", "step": "1m"}, "at most 10000: take 2m"),
+        ("worker.history", {"from": "-167h", "step": "1m"}, "at most 10000: take 2m"),
+        ("worker.history", {"from": "-4d", "step": "1m", "trend": True}, "the one before it"),
+        ("worker.history", {"from": "9" * 5000}, "no time"),
+        ("worker.history", {"from": "0001-01-01T00:00:00Z"}, "before 1970"),
+        ("worker.history", {"from": "-1h", "step": 10**30}, "up to a year"),
         ("worker.history", {"from": "-30d", "step": "1m"}, "take 1h"),
         ("worker.history", {"from": "-1h", "step": "often"}, "give 30s, 5m, 24h"),
         ("worker.history", {"from": [1]}, "from"),

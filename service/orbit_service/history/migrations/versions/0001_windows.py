@@ -53,19 +53,20 @@ def upgrade() -> None:
         "series",
         sa.Column("id", id, primary_key=True),
         sa.Column("node", id, sa.ForeignKey("node.id"), nullable=False),
+        sa.Column("digest", sa.LargeBinary, nullable=False),
         *(
             sa.Column(name, sa.String(200), nullable=False, server_default="")
             for name in ("worker", "pipeline", "step", "version", "error")
         ),
-        sa.UniqueConstraint("node", "worker", "pipeline", "step", "version", "error"),
+        sa.UniqueConstraint("node", "digest"),
     )
-    op.create_index("series_pipeline", "series", ["pipeline"])
     for level in LEVELS:
         op.create_table(
             f"window_{level}",
             sa.Column("series", id, sa.ForeignKey("series.id"), primary_key=True),
             sa.Column("start", sa.BigInteger, primary_key=True),
             *map(number, NUMBERS),
+            sa.Column("first_run_ms", sa.BigInteger),
             sa.Column("last_run_ms", sa.BigInteger),
             sa.Column("last_success_ms", sa.BigInteger),
             sa.Column("histogram", sa.LargeBinary, nullable=False),
