@@ -39,7 +39,9 @@ class Archived:
         self._intake = intake
         self._clock = clock
         self._node = settings.node
-        archive = Archive(self.history, settings.node, lambda: intake.collector.outbox)
+        archive = Archive(
+            self.history, settings.node, lambda: intake.collector.outbox, lambda: self._known
+        )
         fleet = Fleet(here=intake.collector)
         self.answers = Past(
             archive,
@@ -92,9 +94,14 @@ class Archived:
             self._renew_at = time.monotonic() + RENEW_SECONDS
             state = dump(self._intake.collector)
         if head or state is not None:
-            known = max(self._offered, self._intake.restored_number)
-            publisher.offer(Offer(outbox.instance, head, known, state))
-            self._offered = max(known, head[-1].number if head else 0)
+            publisher.offer(Offer(outbox.instance, head, self._known, state))
+            if head:
+                self._offered = max(self._offered, head[-1].number)
+
+    @property
+    def _known(self) -> int:
+        """The highest publication that the history may have of ours."""
+        return max(self._offered, self._intake.restored_number)
 
     async def _drain(self) -> None:
         """Publish the open windows too: this node may not be started again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from databases import Postgres
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_service.history.schema import HEAD
 
+# What is said by a state that finds that it is an older copy.
+ANEW = "restored from a backup, or copied"
 HASTY = [sys.executable, str(Path(__file__).with_name("hasty.py"))]
 
 # Records the runs that its seed makes, and stays.
@@ -82,6 +85,9 @@ class Node:
         """Nothing is left that the history does not have."""
         history = self.ask("service.info")["history"]
         return history["waiting"] == 0 and history["trouble"] is None
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
 
     def close(self) -> None:
         for process in self._processes:
@@ -272,6 +278,63 @@ def test_two_that_call_themselves_alike_are_noticed_and_lose_nothing(
     for twin in twins:
         assert twin.ask("worker.metrics", window="1h")["totalRuns"] == 1_000
         twin.close()
+
+
+def test_a_state_that_is_copied_to_another_node_loses_nothing(
+    fleet: list[Node], tmp_path: Path
+) -> None:
+    first, second, _third = fleet
+    first.serve()
+    first.work(0)
+    first.stop()
+    shutil.copytree(first.folder / "state", second.folder / "state")
+    for seed, node in enumerate((first, second), start=1):
+        node.serve()
+        node.work(seed)
+    until(lambda: ANEW in first.log() + second.log())
+    for node in (first, second):
+        until(node.published)
+
+    runs = [node.ask("worker.metrics", window="1h")["totalRuns"] for node in (first, second)]
+    assert runs == [1_000, 500]
+
+
+def test_a_state_that_is_restored_from_a_backup_loses_nothing_that_came_since(
+    fleet: list[Node],
+) -> None:
+    node = fleet[0]
+    node.serve()
+    node.work(0)
+    node.stop()
+    backup = node.folder / "backup"
+    shutil.copytree(node.folder / "state", backup)
+    for seed in (1, 2, 3):
+        node.serve()
+        node.work(seed)
+        until(node.published)
+        node.stop()
+    shutil.rmtree(node.folder / "state")
+    backup.rename(node.folder / "state")
+    node.serve()
+    node.work(4)
+    assert node.ask("worker.metrics", window="1h")["totalRuns"] == 2_500
+
+    until(lambda: ANEW in node.log())
+    until(node.published)
+    assert node.ask("worker.metrics", window="1h")["totalRuns"] == 2_500
+
+
+def test_a_node_that_is_told_to_stop_is_not_lost(fleet: list[Node], hub: Hub) -> None:
+    for node in fleet[:2]:
+        node.serve()
+        node.work(1)
+    until(lambda: hub.ask("worker.metrics")["workersConnected"] == 2)
+    fleet[0].stop()
+    until(lambda: hub.ask("worker.metrics")["workersConnected"] == 1)
+
+    assert [(n["name"], n["alive"]) for n in hub.ask("fleet.metrics")["nodes"]] == [("b", True)]
+    assert hub.ask("worker.health")["status"] == "healthy"
+    assert hub.ask("worker.metrics", window="1h")["totalRuns"] == 1_000, "its past stays"
 
 
 def test_a_hub_is_ready_when_it_has_read_the_fleet(hub: Hub, tmp_path: Path) -> None:

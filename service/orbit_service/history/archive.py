@@ -42,12 +42,21 @@ A = TypeVar("A", bound=Adder)
 
 
 class Archive:
-    """Answers from the history and, of the own node, from the outbox. For one event loop."""
+    """Answers from the history and, of the own node, from the outbox. For one event loop.
+
+    `known` is the highest number that this outbox may have published; above it are those
+    of a state of which this one is an older copy.
+    """
 
     def __init__(
-        self, history: Callable[[], History], node: str, outbox: Callable[[], Outbox]
+        self,
+        history: Callable[[], History],
+        node: str,
+        outbox: Callable[[], Outbox],
+        known: Callable[[], int],
     ) -> None:
         self._history = history
+        self._known = known
         self._node = node
         self._outbox = outbox
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -69,7 +78,7 @@ class Archive:
 
             taken = self._history().read(wanted, add)
             # The first window to close gives the instance its name, maybe meanwhile.
-            number = taken.get(self._outbox().instance, 0)
+            number = min(taken.get(self._outbox().instance, 0), self._known())
             if number > noted.number or self._outbox() is not outbox:
                 return None
             for start_ms, key, stats in noted.after(number):

@@ -30,7 +30,9 @@ class Node:
     def __init__(self, history: SqlHistory) -> None:
         self.history = history
         self.outbox = Outbox()
-        self.archive = Archive(lambda: history, "n", lambda: self.outbox)
+        self.archive = Archive(
+            lambda: history, "n", lambda: self.outbox, lambda: self.outbox.number
+        )
 
     def add(self, at_ms: int = T0, key: Key = SEND) -> None:
         self.outbox.stats(key, at_ms).add_runs([MS], 0, at_ms)
@@ -139,6 +141,18 @@ async def test_the_newest_error_text_is_told_wherever_it_is(node: Node) -> None:
     node.publish()
     node.outbox.errors[key] = ErrorText(6, "newer", None)
     assert (await node.archive.error_texts(wanted))["n", key].message == "newer"
+
+
+async def test_an_older_copy_of_a_state_is_answered_from_before_it_knows_that_it_is_one(
+    node: Node,
+) -> None:
+    node.add()
+    node.close()
+    node.publish()
+    node.outbox = Outbox(instance="instance")  # as it was before
+    node.add()
+
+    assert await node.runs() == 2
 
 
 # ---------------------------------------------------------------- trouble

@@ -6,9 +6,21 @@ import sqlite3
 
 import pytest
 
-from builders import HOUR, MS, SECOND, T0, a_batch, a_heartbeat, a_record, a_result, a_start
+from builders import (
+    HOUR,
+    MS,
+    SECOND,
+    T0,
+    a_batch,
+    a_heartbeat,
+    a_record,
+    a_result,
+    a_start,
+    an_error,
+)
+from orbit_rpc_schema.messages import Step
 from orbit_rpc_schema.procedures import RecentRunsParams, Selection
-from orbit_service.core import snapshot
+from orbit_service.core import outbox, snapshot
 from orbit_service.core.checks import Refused
 from orbit_service.state.checkpoint import dump
 from orbit_service.state.events import Uncounted
@@ -203,3 +215,94 @@ def test_a_year_of_forked_children_does_not_grow_the_state_without_end(node):
 
     assert sizes[-1] < 1.1 * sizes[1]
     assert len(node.collector.ended_sessions) <= 20_000
+
+
+# ---------------------------------------------------------------- windows and publications
+
+
+def windows(node):
+    """What the outbox holds, in a form that can be compared."""
+    outbox = node.collector.outbox
+    return (
+        outbox.instance,
+        outbox.number,
+        outbox.taken,
+        outbox.windows,
+        [(p.number, p.windows, p.errors, p.size) for p in outbox.waiting],
+    )
+
+
+def a_node_with_windows(node):
+    """One window published, one closed, one open; with steps, an error and versions."""
+    node.connect(version="1.0")
+    node.record(a_record(1, a_batch(MS, at=T0)))
+    node.intake.close_windows(T0 + 12 * SECOND)
+    node.intake.taken(1, T0 + 13 * SECOND)
+    failed = a_result("r1", failed=True, error=an_error(), steps=[Step("parse", 7)])
+    node.record(a_record(2, failed, a_batch(2 * MS, at=T0 + 20 * SECOND), recorded=3))
+    node.intake.close_windows(T0 + 23 * SECOND)
+    return node
+
+
+def test_after_a_kill_the_same_windows_are_open_and_the_same_publications_wait(node):
+    a_node_with_windows(node).settle()
+    killed = node.image()
+
+    assert windows(killed) == windows(node)
+    assert [number for number, *_ in windows(node)[4]] == [2]
+    killed.stop()
+
+
+def test_after_a_clean_stop_likewise(start):
+    node = a_node_with_windows(start())
+    before = windows(node)
+    node.stop()
+
+    assert windows(start()) == before
+
+
+def test_a_publication_may_be_sent_when_it_is_on_the_disk(node):
+    node.connect()
+    node.record(a_record(1, a_batch(MS)))
+    node.intake.close_windows(T0 + 12 * SECOND)
+    assert node.collector.outbox.head() == []
+
+    node.until(lambda: [p.number for p in node.collector.outbox.head()] == [1])
+
+
+def test_windows_do_not_depend_on_when_this_release_would_close_them(node, monkeypatch):
+    """Else the runs of one that was published would be open again after a restart."""
+    a_node_with_windows(node).settle()
+    monkeypatch.setattr(outbox, "GRACE_MS", 3_600_000)
+    killed = node.image()
+
+    assert windows(killed) == windows(node)
+    killed.stop()
+
+
+def test_a_state_that_goes_on_as_another_does_so_after_a_kill_too(node):
+    a_node_with_windows(node).settle()
+    copy = node.image()
+    copy.intake.restored_number = copy.collector.outbox.number
+    copy.record(a_record(3, a_batch(MS, at=T0 + 40 * SECOND), recorded=4))
+    copy.intake.close_windows(T0 + 60 * SECOND)
+    copy.intake.begin_anew(9, T0 + 61 * SECOND)
+    copy.settle()
+    killed = copy.image()
+
+    assert windows(killed) == windows(copy)
+    assert windows(copy)[0] != windows(node)[0]
+    assert [number for number, *_ in windows(copy)[4]] == [3], "what it made itself"
+    for one in (copy, killed):
+        one.stop()
+
+
+def test_nothing_is_written_while_no_window_closes(node):
+    node.connect()
+    node.settle()
+    commits = node.journal.commits
+    for second in range(60):
+        node.intake.close_windows(T0 + second * SECOND)
+    node.settle()
+
+    assert node.journal.commits == commits
