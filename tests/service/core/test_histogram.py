@@ -116,6 +116,14 @@ def test_a_quantile_is_within_1_1_percent_of_a_plain_sort(sample: list[int], q: 
 
 
 @quick
+@given(durations.filter(bool), st.lists(quantiles, min_size=1, max_size=4))
+def test_quantiles_are_the_same_together_and_alone(sample: list[int], qs: list[float]) -> None:
+    histogram, ends = a_histogram(*sample), (min(sample), max(sample))
+
+    assert histogram.quantiles(qs, *ends) == [quantile(histogram, q, *ends) for q in qs]
+
+
+@quick
 @given(durations.filter(bool), quantiles)
 def test_a_quantile_lies_between_min_and_max(sample: list[int], q: float) -> None:
     found = quantile(a_histogram(*sample), q, min(sample), max(sample))
