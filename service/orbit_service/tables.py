@@ -28,7 +28,8 @@ def metrics_table(m: Json, window: str | None = None) -> str:
             f"no worker is connected; {last['worker']} ended ({last['reason']}) at "
             f"{utc(last['endedAt'])}; runs: {last['totalRuns']}, failed: {last['failed']}"
         )
-    rows = [("window", f"the last {window}")] if window else []
+    length = f"{window} ms" if window and window.isdecimal() else window
+    rows = [("window", f"the last {length}")] if window else []
     rows += [
         ("workers", f"{m['workersConnected']} connected, up {m['uptime']}"),
         ("runs", f"{m['totalRuns']} ({m['runsPerHour']:.2f} an hour)"),

@@ -93,7 +93,7 @@ class SqlHistory:
         try:
             with self._explained(), self.database.writing() as connection:
                 yield connection
-        except HistoryFailed:
+        except Exception:
             # What was thought to be there may not be.
             self._ids = {}
             raise
