@@ -177,6 +177,7 @@ class Intake:
         """
         assert self.journal is not None
         earlier = restored(saved, self.collector.node)
+        self.restored_number = earlier.outbox.number
         for event in self.journal.pending():
             _apply(earlier, event)
         earlier.faults.update(self.collector.faults)

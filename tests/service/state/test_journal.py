@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from builders import MS, a_batch, a_record
+from builders import MS, SECOND, T0, a_batch, a_record
 from orbit_service.state import journal as journal_module
 from orbit_service.state import store as store_module
 from orbit_service.state.store import FILE, StateInUse
@@ -226,3 +226,25 @@ def test_two_services_do_not_share_a_state(start):
 
     with pytest.raises(StateInUse, match="is used by another service"):
         type(node)(node.folder)
+
+
+def test_a_state_that_could_not_be_opened_at_the_start_knows_later_what_it_had_published(start):
+    node = a_node_with(start, 1)
+    node.intake.close_windows(T0 + 12 * SECOND)
+    node.intake.taken(1, T0 + 12 * SECOND)
+    node.settle()
+    before = node.collector.outbox.instance
+    node.stop()
+    aside = node.folder.rename(node.folder.with_name("aside"))
+    node.folder.touch()  # no directory
+    later = start()
+    later.connect("s2")
+    later.record(a_record(1, a_batch(MS)), "s2")
+    later.intake.close_windows(T0 + 12 * SECOND)
+    node.folder.unlink()
+    aside.rename(node.folder)
+
+    later.until(lambda: later.journal.trouble is None)
+    outbox = later.collector.outbox
+    assert (outbox.instance, [p.number for p in outbox.waiting]) == (before, [2])
+    assert later.intake.restored_number == 1
