@@ -177,7 +177,7 @@ def publish(
     clock.now_ms = start_ms + TICK + CLOSED_MS
     publication = Publication(tick + 1, {start_ms: like.window(start_ms)}, {})
     state = like.states[tick % len(like.states)]
-    done.timed("apply", partial(history.apply, name, f"of {name}", [publication]))
+    done.timed("apply", partial(history.apply, name, f"of {name}", [publication], tick))
     done.timed("renew", partial(history.renew, name, f"of {name}", state))
     done.ticks += 1
 
@@ -347,8 +347,8 @@ async def ask_hub(history: SqlHistory, shape: Shape) -> None:
     others = {member.instance: life for member, life in zip(members, lives, strict=True)}
     fleet = Fleet(others=others)
     outbox = Outbox()  # of a hub: nothing waits
-    archive = Archive(lambda: history, "", lambda: outbox)
-    past = Past(archive, LEVELS, fleet, lambda: shape.end_ms)
+    archive = Archive(lambda: history, "", lambda: outbox, known=lambda: 0)
+    past = Past(archive, LEVELS, lambda: shape.end_ms, workers=lambda: fleet, fleet=lambda: fleet)
     print(f"hub, {size(shape)}, ms")
     state = sum(len(member.state or b"") for member in members) / len(members)
     for name, ask in {
@@ -415,7 +415,7 @@ def report_node(path: Path, pairs: int, steps: int) -> None:
         clock.now_ms = start_ms + TICK + CLOSED_MS
         publication = Publication(tick + 1, {start_ms: window}, {})
         what = "apply" if tick else "the first"
-        done.timed(what, partial(history.apply, "node", "of node", [publication]))
+        done.timed(what, partial(history.apply, "node", "of node", [publication], tick))
         if tick > MAINTAIN_TICKS and tick % MAINTAIN_TICKS == 1:  # late runs have come
             done.timed("minute", partial(history.maintain, "node"))
     fill_the_hour(history, ticks // MAINTAIN_TICKS, variants)

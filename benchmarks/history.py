@@ -115,7 +115,12 @@ class Rows:
             together = [merged(part[k] for part in self._stats) for k in range(VARIANTS)]
             self._columns = [[row_of(s) for s in part] for part in (*self._stats, together)]
         start = start_ms // 1000
-        dates = {"start": start, "last_run_ms": start_ms + 9_000, "last_success_ms": start_ms}
+        dates = {
+            "start": start,
+            "first_run_ms": start_ms,
+            "last_run_ms": start_ms + 9_000,
+            "last_success_ms": start_ms,
+        }
         for id, variants in zip(ids, self._columns, strict=True):
             yield {"series": id, **variants[variant(start_ms)], **dates}
 
@@ -137,7 +142,8 @@ def buckets_of(stats: Stats) -> int:
 
 def dated(stats: Stats, start_ms: int) -> Stats:
     copy = merged([stats])
-    copy.last_run_ms, copy.last_success_ms = start_ms + 9_000, start_ms
+    copy.first_run_ms = copy.last_success_ms = start_ms
+    copy.last_run_ms = start_ms + 9_000
     return copy
 
 
@@ -165,7 +171,7 @@ class Filled:
     def fill(self) -> None:
         newest = UNTIL[0] - LEVELS[0].window_ms
         publication = Publication(1, {newest: self.rows.window(newest)}, {})
-        self.history.apply(NODE, "bench", [publication])
+        self.history.apply(NODE, "bench", [publication], 0)
         ids = self._ids()
         for level in range(3):
             starts = self.starts(level)
@@ -208,8 +214,8 @@ class Filled:
 
     def past(self) -> Past:
         outbox = Outbox()  # nothing waits
-        archive = Archive(lambda: self.history, NODE, lambda: outbox)
-        return Past(archive, LEVELS, Fleet(), lambda: NOW)
+        archive = Archive(lambda: self.history, NODE, lambda: outbox, known=lambda: 0)
+        return Past(archive, LEVELS, lambda: NOW, workers=Fleet, fleet=Fleet)
 
 
 def check_the_filling() -> None:
@@ -219,11 +225,11 @@ def check_the_filling() -> None:
     history = SqlHistory(sqlite_memory(), clock=lambda: NOW)
     for number, start_ms in enumerate(starts, 1):
         publication = Publication(number, {start_ms: rows.window(start_ms)}, {})
-        history.apply(NODE, "bench", [publication])
+        history.apply(NODE, "bench", [publication], number - 1)
     while history.maintain(NODE):
         pass
     with history.database.reading() as connection:
-        ids = {Key(*key): id for id, _node, *key in connection.execute(select(series))}
+        ids = {Key(*key): id for id, _node, _digest, *key in connection.execute(select(series))}
         for level, table in enumerate(windows):
             found = connection.execute(select(table).order_by(table.c.series, table.c.start))
             ours = _summed(rows, ids, starts, LEVELS[level].window_ms)

@@ -50,7 +50,7 @@ class Stats(Struct, array_like=True):
         self.runs += len(durations_us)
         self.attempts += len(durations_us)
         self.timed += len(durations_us)
-        self.total_us = min(self.total_us + sum(durations_us), MAX_INT)
+        self.total_us = _storable(self.total_us + sum(durations_us))
         self.failed += failed
         self.histogram.merge(Histogram.of(durations_us))
         self._saw(at_ms)
@@ -78,16 +78,21 @@ class Stats(Struct, array_like=True):
     def add_wait(self, wait_us: int) -> None:
         """Count how long one of the runs had waited before it began."""
         self.waited += 1
-        self.total_wait_us = min(self.total_wait_us + wait_us, MAX_INT)
+        self.total_wait_us = _storable(self.total_wait_us + wait_us)
         self.max_wait_us = max(self.max_wait_us, wait_us)
 
     def merge(self, other: Stats) -> None:
-        """Add the other's runs to these."""
+        """Add the other's runs to these.
+
+        Done for every row that is read: comparisons stand where calls would cost more.
+        """
         if other.timed:
-            self.min_us = min(self.min_us, other.min_us) if self.timed else other.min_us
-            self.max_us = max(self.max_us, other.max_us)
+            if not self.timed or other.min_us < self.min_us:
+                self.min_us = other.min_us
+            if other.max_us > self.max_us:
+                self.max_us = other.max_us
             self.timed += other.timed
-            self.total_us = min(self.total_us + other.total_us, MAX_INT)
+            self.total_us = _storable(self.total_us + other.total_us)
             self.histogram.merge(other.histogram)
         self.runs += other.runs
         self.failed += other.failed
@@ -95,13 +100,15 @@ class Stats(Struct, array_like=True):
         self.retries += other.retries
         if other.waited:
             self.waited += other.waited
-            self.total_wait_us = min(self.total_wait_us + other.total_wait_us, MAX_INT)
+            self.total_wait_us = _storable(self.total_wait_us + other.total_wait_us)
             self.max_wait_us = max(self.max_wait_us, other.max_wait_us)
-        if other.first_run_ms is not None:
-            self._saw(other.first_run_ms)
-        if other.last_run_ms is not None:
-            self._saw(other.last_run_ms)
-        self.last_success_ms = _later(self.last_success_ms, other.last_success_ms)
+        first, last, success = other.first_run_ms, other.last_run_ms, other.last_success_ms
+        if first is not None and (self.first_run_ms is None or first < self.first_run_ms):
+            self.first_run_ms = first
+        if last is not None and (self.last_run_ms is None or last > self.last_run_ms):
+            self.last_run_ms = last
+        if success is not None and (self.last_success_ms is None or success > self.last_success_ms):
+            self.last_success_ms = success
 
     def _saw(self, at_ms: int) -> None:
         if self.first_run_ms is None or at_ms < self.first_run_ms:
@@ -137,6 +144,10 @@ class Stats(Struct, array_like=True):
         """In whole milliseconds, half up; zeroes where nothing has a duration."""
         values = self.histogram.quantiles(qs, self.min_us, self.max_us)
         return [int(value / 1000 + 0.5) for value in values]
+
+
+def _storable(number: int) -> int:
+    return number if number <= MAX_INT else MAX_INT
 
 
 def _later(one: int | None, other: int | None) -> int | None:
