@@ -294,7 +294,7 @@ class SqlHistory:
                     self._pass_over,
                 ):
                     return True
-            if expire(connection, self.levels, place, now_ms):
+            if expire(self.database, connection, self.levels, place, now_ms):
                 self._ids = {}
             return False
 

@@ -89,7 +89,11 @@ def roll_up(
 
 
 def expire(
-    connection: Connection, levels: Sequence[Level], place: SqlRow[Any], now_ms: int
+    database: Database,
+    connection: Connection,
+    levels: Sequence[Level],
+    place: SqlRow[Any],
+    now_ms: int,
 ) -> bool:
     """Let go of old windows, now and then; True where series went with them."""
     if 0 <= now_ms - place.maintained_at < EXPIRE_EVERY_MS:
@@ -98,6 +102,8 @@ def expire(
     target = min(newest, now_ms // 1000)
     passed = min(max(now_ms - place.maintained_at, 0), 2 * EXPIRE_EVERY_MS) // 1000
     horizon = min(target, place.horizon + HORIZON_SPEED * passed) if place.horizon else target
+    if horizon == place.horizon and not database.shared:
+        return False  # nothing has happened, and nothing is written
     connection.execute(
         update(node).where(node.c.id == place.id).values(horizon=horizon, maintained_at=now_ms)
     )

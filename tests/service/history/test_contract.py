@@ -384,7 +384,7 @@ class HistoryContract:
             place.clock.now_ms = at + 10 * SECOND
             # As if it had been looked after every ten minutes of the step.
             with place.history.database.writing() as connection:
-                connection.exec_driver_sql(f"UPDATE node SET horizon = {at // 1000}")
+                connection.exec_driver_sql(f"UPDATE node SET horizon = {at // 1000 - 1}")
             place.maintain()
             place.clock.now_ms += 6 * MINUTE
             place.maintain()
@@ -490,6 +490,20 @@ class TestSqlite(HistoryContract):
         place = Place(lambda: engines.sqlite_file(tmp_path / "state" / "history.sqlite"))
         yield place
         place.history.close()
+
+    def test_nothing_is_written_while_nothing_happens(self, place: Place, tmp_path: Path) -> None:
+        place.add(TODAY, MS)
+        for _ in range(3):
+            place.clock.now_ms += 10 * MINUTE
+            place.maintain()
+        # Its index of the log apart, which is memory by another name.
+        files = [path for path in (tmp_path / "state").iterdir() if not path.match("*-shm")]
+        before = [path.read_bytes() for path in files]
+        for _ in range(20):
+            place.clock.now_ms += 10 * MINUTE
+            place.maintain()
+
+        assert [path.read_bytes() for path in files] == before
 
 
 class TestMemory(HistoryContract):
