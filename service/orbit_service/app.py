@@ -134,7 +134,6 @@ class Service(Program):
         store = Store(self.settings.state)
         collector, position, trouble = opened(store, self.settings.node)
         self.collector.become(collector)
-        self.intake.restored_number = collector.outbox.number
         loop = asyncio.get_running_loop()
         self.intake.journal = journal = Journal(
             store,

@@ -56,7 +56,7 @@ class Hub(Program):
         fleet = Fleet()
         self._watch = Watch(self.history, fleet, own=lambda: "")
         nothing = Outbox()  # is open here
-        archive = Archive(self.history, "", lambda: nothing, known=lambda: 0)
+        archive = Archive(self.history, "", lambda: nothing)
         fleet_now = self._watch.fleet
         past = Past(archive, settings.retention, clock, workers=fleet_now, fleet=fleet_now)
         handlers = make_hub_handlers(

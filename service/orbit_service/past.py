@@ -39,9 +39,7 @@ class Archived:
         self._intake = intake
         self._clock = clock
         self._node = settings.node
-        archive = Archive(
-            self.history, settings.node, lambda: intake.collector.outbox, lambda: self._known
-        )
+        archive = Archive(self.history, settings.node, lambda: intake.collector.outbox)
         fleet = Fleet(here=intake.collector)
         self.answers = Past(
             archive,
@@ -55,7 +53,6 @@ class Archived:
         self._watch = Watch(self.history, fleet, lambda: intake.collector.outbox.instance)
         self._publisher: Publisher | None = None
         self._renew_at = 0.0
-        self._offered = 0  # the highest number
 
     def start(self, program: Program, stack: AsyncExitStack) -> None:
         loop = asyncio.get_running_loop()
@@ -94,14 +91,7 @@ class Archived:
             self._renew_at = time.monotonic() + RENEW_SECONDS
             state = dump(self._intake.collector)
         if head or state is not None:
-            publisher.offer(Offer(outbox.instance, head, self._known, state))
-            if head:
-                self._offered = max(self._offered, head[-1].number)
-
-    @property
-    def _known(self) -> int:
-        """The highest publication that the history may have of ours."""
-        return max(self._offered, self._intake.restored_number)
+            publisher.offer(Offer(outbox.instance, head, outbox.tokens(), state))
 
     async def _drain(self) -> None:
         """Publish the open windows too: this node may not be started again."""

@@ -5,7 +5,9 @@ A window that closes becomes part of a publication, which has a number. The
 history takes each number once, so that one may be sent again until it is known
 to be there. What comes late opens its window anew: a publication holds what is to
 be added, not what is. Two services that call themselves alike have different
-`instance`s, and so do one before and after its state was lost.
+`instance`s, and so do one before and after its state was lost. A state that is
+copied, or restored from a backup, has the instance of another; by a `token` of each
+publication it sees that a number was not made by itself, and goes on as a new one.
 
 While the history is away publications wait. Over a bound of memory they become
 coarser, first minutes, then hours: a coarse window stands where its first ten
@@ -75,10 +77,12 @@ class Publication(Struct, array_like=True):
     windows: dict[int, Window]
     errors: dict[Key, ErrorText]
     size: int = 0  # bytes, about
+    token: str = ""  # by which whoever made it knows it again
 
     def merge(self, other: Publication, coarseness_ms: int = WINDOW_MS) -> None:
-        """Add the other's windows to these; the number is the higher one."""
-        self.number = max(self.number, other.number)
+        """Add the other's windows to these; number and token are those of the later one."""
+        if other.number > self.number:
+            self.number, self.token = other.number, other.token
         for start, window in other.windows.items():
             add_window(self.windows.setdefault(start - start % coarseness_ms, {}), window)
         add_errors(self.errors, other.errors)
@@ -94,6 +98,8 @@ class Outbox(Struct):
     instance: str = ""  # given with the first window that closes
     number: int = 0
     taken: int = 0
+    taken_token: str = ""
+    begun: int = 0  # the number with which it has this instance
     number_on_disk: int = 0
     taken_on_disk: int = 0
     windows: dict[int, Window] = field(default_factory=dict)  # open, by their start
@@ -117,7 +123,7 @@ class Outbox(Struct):
         """The starts of the windows that are to be closed."""
         return [start for start in self.windows if _is_over(start, now_ms)]
 
-    def close(self, instance: str, starts: Iterable[int]) -> None:
+    def close(self, instance: str, starts: Iterable[int], token: str = "") -> None:
         """Make a publication of these windows.
 
         Told again, it has to be the same: which windows are over is the caller's to say,
@@ -129,7 +135,7 @@ class Outbox(Struct):
         told = {key for window in windows.values() for key in window} & self.errors.keys()
         texts = {key: self.errors.pop(key) for key in told}
         self.number += 1
-        closed = Publication(self.number, windows, texts)
+        closed = Publication(self.number, windows, texts, token=token)
         closed.size = _size_of(closed)
         self.waiting.append(closed)
         self.size += closed.size
@@ -142,15 +148,15 @@ class Outbox(Struct):
             self.size -= oldest.size
             self.dropped += sum(sum_of(window).runs for window in oldest.windows.values())
 
-    def begin_anew(self, instance: str, known: int) -> None:
-        """Go on as another: the history has numbers of this one that were not made here.
+    def begin_anew(self, instance: str) -> None:
+        """Go on as another: the history has a number of this one that was not made here.
 
-        `known` is the number of the newest publication when this one began, which the
-        history must have had before it could have a higher one.
+        What waits stays: the other may have published it too, and twice is said where
+        never would not be. Nothing is sent before the disk knows who it is from.
         """
         self.instance = instance
-        while self.waiting and self.waiting[0].number <= known:
-            self.size -= self.waiting.pop(0).size
+        self.number += 1
+        self.begun = self.number
 
     def add_error(self, key: Key, text: ErrorText) -> None:
         """Keep the newest error of a type."""
@@ -161,16 +167,18 @@ class Outbox(Struct):
         """The history has everything up to this number."""
         self.taken = max(self.taken, number)
         while self.waiting and self.waiting[0].number <= number:
-            self.size -= self.waiting.pop(0).size
+            taken = self.waiting.pop(0)
+            self.size -= taken.size
+            self.taken_token = taken.token
 
     def head(self) -> list[Publication]:
         """What may be sent now, the oldest first.
 
         Only what is on the disk, or it would be made and counted again after a
         crash; and nothing while the disk does not know what was taken, or more than the
-        head could have been.
+        head could have been, or who it is from.
         """
-        if self.taken_on_disk < self.taken:
+        if self.taken_on_disk < self.taken or self.number_on_disk < self.begun:
             return []
         head = self.waiting[: self._head_length()]
         return [publication for publication in head if publication.number <= self.number_on_disk]
@@ -182,6 +190,10 @@ class Outbox(Struct):
             if size > HEAD_BYTES:
                 return max(length, 1)
         return min(len(self.waiting), HEAD)
+
+    def tokens(self) -> set[str]:
+        """Of every publication that the history may have got from here last."""
+        return {self.taken_token, *(publication.token for publication in list(self.waiting))}
 
     def marks(self) -> dict[str, int]:
         return {CLOSED: self.number, TAKEN: self.taken}
@@ -199,7 +211,7 @@ class Outbox(Struct):
             for key, stats in window.items()
             if wanted(start, key)
         ]
-        return Unpublished(self.number, list(self.waiting), open_rows, wanted)
+        return Unpublished(self.instance, self.number, list(self.waiting), open_rows, wanted)
 
     def _coarsen(self, coarseness_ms: int) -> None:
         head = self._head_length()
@@ -208,7 +220,7 @@ class Outbox(Struct):
             self.waiting[head:], lambda p: min(p.windows, default=0) // coarseness_ms
         ):
             first, *others = group
-            coarse = Publication(first.number, {}, {})
+            coarse = Publication(0, {}, {})
             for part in (first, *others):
                 coarse.merge(part, coarseness_ms)
             coarse.size = _size_of(coarse)
@@ -221,6 +233,7 @@ class Outbox(Struct):
 class Unpublished:
     """What an outbox held at a moment; publications do not change any more."""
 
+    instance: str
     number: int
     waiting: list[Publication]
     open_rows: list[tuple[int, Key, Stats]]

@@ -196,20 +196,29 @@ def segments(
 
     Both ends are widened to the finest windows that are still kept there.
     """
-    first = _finest_kept(start_ms, now_ms, kept)
+    first = next(
+        (i for i, level in enumerate(kept) if _is_kept(start_ms, level, level, now_ms)),
+        len(kept) - 1,
+    )
     start_ms -= start_ms % kept[first].window_ms
     last = _finest_at_end(end_ms, now_ms, kept)
     end_ms = -(-end_ms // kept[last].window_ms) * kept[last].window_ms
     return _cut(start_ms, end_ms, (first, last), len(kept) - 1, kept)
 
 
+def _is_kept(at_ms: int, level: Level, window_of: Level, now_ms: int) -> bool:
+    """Whether a level is kept from where the window of another begins that holds this moment."""
+    return at_ms - at_ms % window_of.window_ms >= now_ms - level.kept_ms
+
+
 def _finest_at_end(end_ms: int, now_ms: int, kept: Sequence[Level]) -> int:
-    """Of windows at the end the first begins where the next coarser one does."""
-    for number in range(len(kept) - 1):
-        coarser = kept[number + 1].window_ms
-        if end_ms - end_ms % coarser >= now_ms - kept[number].kept_ms:
-            return number
-    return len(kept) - 1
+    """Windows of each level at the end begin where a window of the next coarser one does."""
+    finest = len(kept) - 1
+    for number in reversed(range(finest)):
+        if not _is_kept(end_ms, kept[number], kept[number + 1], now_ms):
+            break
+        finest = number
+    return finest
 
 
 def _cut(

@@ -42,21 +42,15 @@ A = TypeVar("A", bound=Adder)
 
 
 class Archive:
-    """Answers from the history and, of the own node, from the outbox. For one event loop.
-
-    `known` is the highest number that this outbox may have published; above it are those
-    of a state of which this one is an older copy.
-    """
+    """Answers from the history and, of the own node, from the outbox. For one event loop."""
 
     def __init__(
         self,
         history: Callable[[], History],
         node: str,
         outbox: Callable[[], Outbox],
-        known: Callable[[], int],
     ) -> None:
         self._history = history
-        self._known = known
         self._node = node
         self._outbox = outbox
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -77,9 +71,13 @@ class Archive:
                 total.add(start_ms, node, key, stats)
 
             taken = self._history().read(wanted, add)
+            now = self._outbox()
             # The first window to close gives the instance its name, maybe meanwhile.
-            number = min(taken.get(self._outbox().instance, 0), self._known())
-            if number > noted.number or self._outbox() is not outbox:
+            number, token = taken.get(now.instance, (0, ""))
+            if token not in now.tokens():
+                number = 0  # not ours, but of the state of which this one is a copy
+            changed = now is not outbox or noted.instance not in ("", now.instance)
+            if changed or number > noted.number:
                 return None
             for start_ms, key, stats in noted.after(number):
                 total.add(start_ms, self._node, key, stats)

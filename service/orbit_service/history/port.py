@@ -9,7 +9,7 @@ long, and raises HistoryFailed when the database does not do its work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,7 +56,7 @@ class HistoryRefused(HistoryFailed):
 
 
 class AnotherIsWriting(HistoryFailed):
-    """There is a publication `number` of this instance that it has not made."""
+    """Somebody else writes as this instance; `number` is the newest publication of it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -69,11 +69,11 @@ class History(Protocol):
     unreadable: int
 
     def apply(
-        self, node: str, instance: str, publications: Sequence[Publication], known: int
+        self, node: str, instance: str, publications: Sequence[Publication], ours: Container[str]
     ) -> int:
         """Add publications that are not there yet, in one transaction; the highest number.
 
-        Raises AnotherIsWriting where there is a number above `known`.
+        Raises AnotherIsWriting where the newest that is there has none of our tokens.
         """
 
     def maintain(self, node: str) -> bool:
@@ -82,8 +82,11 @@ class History(Protocol):
     def abandoned(self) -> list[str]:
         """Nodes that nobody writes for: their windows are anybody's to look after."""
 
-    def renew(self, node: str, instance: str, state: bytes) -> list[Member]:
-        """Renew this instance's lease, with its state; the others that call themselves alike."""
+    def renew(self, node: str, instance: str, state: bytes, ours: Container[str]) -> list[Member]:
+        """Renew this instance's lease, with its state; the others that call themselves alike.
+
+        Raises AnotherIsWriting as `apply` does, and where somebody else renews it too.
+        """
 
     def leave(self, instance: str) -> None:
         """End the lease: this instance stops, and is not lost."""
@@ -91,8 +94,8 @@ class History(Protocol):
     def members(self, known: Mapping[str, int]) -> list[Member]:
         """Every instance, as it last said; no state of one of which that `at_ms` is known."""
 
-    def read(self, wanted: Wanted, add: Add) -> dict[str, int]:
-        """Give each row to `add`; by instance, up to which number they are in the rows."""
+    def read(self, wanted: Wanted, add: Add) -> dict[str, tuple[int, str]]:
+        """Give each row to `add`; by instance, the newest publication in them and its token."""
 
     def error_texts(self, wanted: Wanted) -> dict[tuple[str, Key], ErrorText]:
         """The newest error of each error type, by node and key."""

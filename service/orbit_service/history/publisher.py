@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loguru import logger
 
@@ -40,7 +40,7 @@ class Offer:
 
     instance: str
     publications: Sequence[Publication]
-    known: int = 0  # the highest number that may be there already
+    ours: Container[str] = ()  # tokens of all that we may have published
     state: bytes | None = None
 
 
@@ -71,6 +71,7 @@ class Publisher:
         self._trouble: str | None = None
         self._condition = threading.Condition()
         self._offer: Offer | None = None
+        self._todo: Offer | None = None  # of the one that was taken up, what is not done
         self._stopping = False
         self._leave: str | None = None
         self._busy_since: float | None = None
@@ -92,7 +93,7 @@ class Publisher:
     @property
     def ready(self) -> bool:
         """Whether an offer would be taken up now."""
-        return self._offer is None and self._busy_since is None
+        return self._offer is None and self._todo is None
 
     def offer(self, offer: Offer) -> None:
         with self._condition:
@@ -113,10 +114,10 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._stopping:
-            offer = self._wait()
+            self._wait()
             self._busy_since = time.monotonic()
             try:
-                self._work(offer)
+                self._work()
                 self._recovered()
                 wait = 0.0
             except Exception as error:  # noqa: BLE001  # else nothing is published any more
@@ -128,46 +129,52 @@ class Publisher:
             finally:
                 self._busy_since = None
             with self._condition:
-                if wait and self._offer is None:
-                    self._offer = offer  # to be tried again
                 self._condition.wait_for(lambda: self._stopping, timeout=wait)
         if self._leave is not None and self._trouble is None:
             with suppress(HistoryFailed):
                 self._history().leave(self._leave)
 
-    def _wait(self) -> Offer | None:
+    def _wait(self) -> None:
+        """Until there is something to do: what is left of an offer, a new one, or upkeep."""
         with self._condition:
-            rest = self._maintain_at - time.monotonic()
-            self._condition.wait_for(lambda: self._offer or self._stopping, timeout=max(rest, 0))
-            offer, self._offer = self._offer, None
-            return offer
+            if self._todo is None:
+                rest = self._maintain_at - time.monotonic()
+                self._condition.wait_for(
+                    lambda: self._offer or self._stopping, timeout=max(rest, 0)
+                )
+                self._todo, self._offer = self._offer, None
 
-    def _work(self, offer: Offer | None) -> None:
-        if offer is not None and offer.state is not None:
-            # First: to be late with windows is to be slow, with the lease is to be lost.
-            self._look_at(self._history().renew(self._node, offer.instance, offer.state))
-        if offer is not None and offer.publications:
-            self._publish(offer.instance, offer.publications, offer.known)
+    def _work(self) -> None:
+        todo = self._todo
+        try:
+            if todo is not None and todo.state is not None:
+                # First: to be late with windows is to be slow, with the lease is to be lost.
+                history = self._history()
+                self._look_at(history.renew(self._node, todo.instance, todo.state, todo.ours))
+                todo = self._todo = replace(todo, state=None)
+            if todo is not None and todo.publications:
+                self._publish(todo)
+        except AnotherIsWriting as error:
+            self._post(self._another, error.number)
+        # From here on the loop may offer again, however long the upkeep takes.
+        self._todo = None
         if time.monotonic() >= self._maintain_at:
             self._maintain()
 
-    def _publish(self, instance: str, publications: Sequence[Publication], known: int) -> None:
+    def _publish(self, offer: Offer) -> None:
         history = self._history()
         try:
-            number = history.apply(self._node, instance, publications, known)
-        except AnotherIsWriting as error:
-            self._post(self._another, error.number)
-            return
+            number = history.apply(self._node, offer.instance, offer.publications, offer.ours)
         except HistoryRefused as error:
-            if len(publications) > 1:
-                for publication in publications:
-                    self._publish(instance, [publication], known)
-                    known = max(known, publication.number)
+            if len(offer.publications) > 1:
+                for publication in offer.publications:
+                    self._publish(replace(offer, publications=[publication]))
                 return
-            number = publications[0].number
+            number, token = offer.publications[0].number, offer.publications[0].token
             logger.error("publication {} is left out, the history refuses it: {}", number, error)
             self.refused += 1
-            history.apply(self._node, instance, [Publication(number, {}, {})], known)
+            nothing = Publication(number, {}, {}, token=token)
+            history.apply(self._node, offer.instance, [nothing], offer.ours)
         self._post(self._taken, number)
 
     def _maintain(self) -> None:

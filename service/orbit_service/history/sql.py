@@ -11,11 +11,12 @@ moves the number, or the mark, that says that it has happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import Lock
 from typing import Any
+from uuid import uuid4
 
 from loguru import logger
 from sqlalchemy import (
@@ -73,6 +74,8 @@ class SqlHistory:
         self._clock = clock
         self._ids: dict[tuple[int, Key], int] = {}
         self._file: Identity | None = None
+        self._process = uuid4().hex  # others with our instance have another
+        self._renewed: dict[str, int] = {}  # when we did last
         self.unreadable = 0
         self._ready = False  # the right tables were there
         self._opening = Lock()
@@ -142,40 +145,50 @@ class SqlHistory:
     # ------------------------------------------------------------ adding
 
     def apply(
-        self, node_name: str, instance_id: str, publications: Sequence[Publication], known: int
+        self,
+        node_name: str,
+        instance_id: str,
+        publications: Sequence[Publication],
+        ours: Container[str],
     ) -> int:
         """Add publications that are not there yet, in one transaction; the highest number.
 
-        `known` is the highest number that this instance may have here. Raises
-        AnotherIsWriting where there is a higher one.
+        Raises AnotherIsWriting where the newest that is there has none of our tokens.
         """
         try:
-            return self._apply(node_name, instance_id, publications, known)
+            return self._apply(node_name, instance_id, publications, ours)
         except HistoryRefused:
             # A series that we knew may have been forgotten by who looked after this node.
-            return self._apply(node_name, instance_id, publications, known)
+            return self._apply(node_name, instance_id, publications, ours)
 
     def _apply(
-        self, node_name: str, instance_id: str, publications: Sequence[Publication], known: int
+        self,
+        node_name: str,
+        instance_id: str,
+        publications: Sequence[Publication],
+        ours: Container[str],
     ) -> int:
         with self._writing() as connection:
             place = self._lock_node(connection, node_name)
-            taken = self._taken(connection, place.id, instance_id)
-            if taken > known:
-                raise AnotherIsWriting(taken)
-            total = Publication(taken, {}, {})
+            mine = self._own(connection, place.id, instance_id, ours)
+            total = Publication(mine.taken, {}, {}, token=mine.token)
             for publication in publications:
-                if publication.number > taken:
+                if publication.number > mine.taken:
                     total.merge(publication)
-            if total.number == taken:
-                return taken
+            if total.number == mine.taken:
+                return total.number
             for window in total.windows.values():
                 window[EVERYTHING] = sum_of(window)
             self._add(connection, place, total)
             connection.execute(
                 update(instance)
                 .where(instance.c.id == instance_id)
-                .values(taken=total.number, at=self._now(connection))
+                .values(
+                    taken=total.number,
+                    token=total.token,
+                    process=self._process,
+                    at=self._now(connection),
+                )
             )
             return total.number
 
@@ -190,9 +203,14 @@ class SqlHistory:
             found = connection.execute(wanted).one()
         return found
 
-    def _taken(self, connection: Connection, node_id: int, instance_id: str) -> int:
-        """The number of its newest publication; of a node that is renamed, it goes with it."""
-        wanted = select(instance.c.taken, instance.c.node).where(instance.c.id == instance_id)
+    def _own(
+        self, connection: Connection, node_id: int, instance_id: str, ours: Container[str]
+    ) -> SqlRow[Any]:
+        """The row of this instance; of a node that is renamed, it goes with it.
+
+        Raises AnotherIsWriting.
+        """
+        wanted = select(instance).where(instance.c.id == instance_id)
         found = connection.execute(wanted).one_or_none()
         if found is None:
             connection.execute(
@@ -201,10 +219,12 @@ class SqlHistory:
                 .on_conflict_do_nothing()
             )
             found = connection.execute(wanted).one()
+        if found.taken and found.token not in ours:
+            raise AnotherIsWriting(found.taken)
         if found.node != node_id:
             moved = update(instance).where(instance.c.id == instance_id)
             connection.execute(moved.values(node=node_id))
-        return int(found.taken)
+        return found
 
     def _add(self, connection: Connection, place: SqlRow[Any], total: Publication) -> None:
         keys = {key for window in total.windows.values() for key in window} | total.errors.keys()
@@ -300,17 +320,29 @@ class SqlHistory:
 
     # ------------------------------------------------------------ who is there
 
-    def renew(self, node_name: str, instance_id: str, state: bytes) -> list[Member]:
-        """Renew this instance's lease; the other instances that call themselves alike."""
+    def renew(
+        self, node_name: str, instance_id: str, state: bytes, ours: Container[str]
+    ) -> list[Member]:
+        """Renew this instance's lease; the other instances that call themselves alike.
+
+        Raises AnotherIsWriting as `apply` does, and where another process has renewed it
+        since this one did.
+        """
         with self._writing() as connection:
             place = self._lock_node(connection, node_name)
-            self._taken(connection, place.id, instance_id)
+            mine = self._own(connection, place.id, instance_id, ours)
+            renewed = self._renewed.get(instance_id)
+            if renewed is not None and mine.process != self._process and mine.at > renewed:
+                raise AnotherIsWriting(mine.taken)
             now_ms = self._now(connection)
             connection.execute(
                 update(instance)
                 .where(instance.c.id == instance_id)
-                .values(at=now_ms, lease_until=now_ms + LEASE_MS, state=state)
+                .values(
+                    at=now_ms, lease_until=now_ms + LEASE_MS, state=state, process=self._process
+                )
             )
+            self._renewed = {instance_id: now_ms}
             others = connection.execute(
                 select(instance.c.id, instance.c.at, instance.c.lease_until).where(
                     instance.c.node == place.id, instance.c.id != instance_id
@@ -363,12 +395,12 @@ class SqlHistory:
 
     # ------------------------------------------------------------ reading
 
-    def read(self, wanted: Wanted, add: Add) -> dict[str, int]:
-        """Give each row to `add`; by instance, up to which number they are in the rows."""
+    def read(self, wanted: Wanted, add: Add) -> dict[str, tuple[int, str]]:
+        """Give each row to `add`; by instance, the newest publication in them and its token."""
         with self._reading() as connection:
             places = connection.execute(select(node)).all()
-            numbers = connection.execute(select(instance.c.id, instance.c.taken))
-            taken = {row.id: row.taken for row in numbers}
+            told = select(instance.c.id, instance.c.taken, instance.c.token)
+            taken = {id: (number, token) for id, number, token in connection.execute(told)}
             names = {place.id: place.name for place in places}
             matching = self._matching(wanted)
             found = connection.execute(select(series.c.id, series.c.node, *_KEY).where(matching))

@@ -59,6 +59,8 @@ instance = Table(
     Column("id", String(64), primary_key=True),
     Column("node", _id, ForeignKey("node.id"), nullable=False),
     _number("taken"),  # publications
+    Column("token", String(32), nullable=False, server_default=""),  # of the newest of them
+    Column("process", String(32), nullable=False, server_default=""),  # which wrote last
     _number("at"),  # ms
     _number("lease_until"),  # ms
     Column("state", LargeBinary),

@@ -54,13 +54,7 @@ class Closed(msgspec.Struct, frozen=True, array_like=True):
 
     instance: str
     starts: list[int]
-
-
-class Begun(msgspec.Struct, frozen=True, array_like=True):
-    """The body of `begin`: as whom the outbox goes on, and what the history has of it."""
-
-    instance: str
-    known: int
+    token: str
 
 
 class UnknownSession(Exception):
@@ -78,7 +72,7 @@ _bodies: dict[str, msgspec.json.Decoder[Any]] = {
     "disconnect": msgspec.json.Decoder(str),
     "close": msgspec.json.Decoder(Closed),
     "take": msgspec.json.Decoder(int),
-    "begin": msgspec.json.Decoder(Begun),
+    "begin": msgspec.json.Decoder(str),
 }
 
 
@@ -103,10 +97,10 @@ def apply_again(collector: Collector, event: Event) -> None:
         collector.connect(body, event.at_ms)
         return
     if event.kind == "close":
-        collector.outbox.close(body.instance, body.starts)
+        collector.outbox.close(body.instance, body.starts, body.token)
         return
     if event.kind == "begin":
-        collector.outbox.begin_anew(body.instance, body.known)
+        collector.outbox.begin_anew(body)
         return
     if event.kind == "take":
         collector.outbox.take(body)

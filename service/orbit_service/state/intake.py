@@ -20,7 +20,7 @@ from orbit_service.core.collector import Collector
 from orbit_service.core.outbox import CLOSED, TAKEN
 from orbit_service.core.sessions import Session
 from orbit_service.state.checkpoint import Unreadable, dump, load
-from orbit_service.state.events import Begun, Closed, Event, Kind, Uncounted, apply_again, events_of
+from orbit_service.state.events import Closed, Event, Kind, Uncounted, apply_again, events_of
 from orbit_service.state.journal import Journal, Marks
 from orbit_service.state.store import Saved, Store, StoreFailed
 
@@ -33,7 +33,6 @@ class Intake:
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
         self.journal: Journal | None = None
-        self.restored_number = 0  # of the newest publication that the state held at the start
         self.on_durable: Callable[[str], None] = lambda _session: None
 
     # ------------------------------------------------------------ what is told
@@ -111,8 +110,8 @@ class Intake:
 
     def _close(self, starts: list[int], now_ms: int) -> None:
         outbox = self.collector.outbox
-        closed = Closed(outbox.instance or uuid4().hex, starts)
-        outbox.close(closed.instance, closed.starts)
+        closed = Closed(outbox.instance or uuid4().hex, starts, uuid4().hex)
+        outbox.close(closed.instance, closed.starts, closed.token)
         self._write_outbox("close", CLOSED, outbox.number, now_ms, _json(closed))
 
     def taken(self, number: int, now_ms: int) -> None:
@@ -124,16 +123,15 @@ class Intake:
 
     def begin_anew(self, number: int, now_ms: int) -> None:
         """Somebody has published this number as our instance, and it was not us."""
-        outbox = self.collector.outbox
         logger.error(
             "the history has publication {} of this state, which did not make it: the state was "
-            "restored from a backup, or copied. It goes on as another; runs that were in windows "
-            "which were open in it may count twice",
+            "restored from a backup, or copied. It goes on as another; runs that were on their way "
+            "to the history then may count twice",
             number,
         )
-        begun = Begun(uuid4().hex, self.restored_number)
-        outbox.begin_anew(begun.instance, begun.known)
-        self._write_outbox("begin", CLOSED, outbox.number, now_ms, _json(begun))
+        outbox, instance = self.collector.outbox, uuid4().hex
+        outbox.begin_anew(instance)
+        self._write_outbox("begin", CLOSED, outbox.number, now_ms, _json(instance))
 
     def _write_outbox(self, kind: Kind, mark: str, number: int, now_ms: int, body: bytes) -> None:
         if self.journal is None:
@@ -177,7 +175,6 @@ class Intake:
         """
         assert self.journal is not None
         earlier = restored(saved, self.collector.node)
-        self.restored_number = earlier.outbox.number
         for event in self.journal.pending():
             _apply(earlier, event)
         earlier.faults.update(self.collector.faults)

@@ -225,12 +225,28 @@ def test_of_two_texts_the_newer_one_stays_in_whatever_order(outbox: Outbox) -> N
     assert outbox.errors[SEND].message == "at 9"
 
 
-def test_who_begins_anew_keeps_what_it_made_itself(outbox: Outbox) -> None:
-    fill(outbox, 5)
-    outbox.begin_anew("another", known=3)
+def test_who_begins_anew_keeps_all_that_waits_and_sends_nothing_before_the_disk_knows(
+    outbox: Outbox,
+) -> None:
+    fill(outbox, 3)
+    on_disk(outbox)
+    before = outbox.marks()
+    outbox.begin_anew("another")
+    outbox.committed(before)
+    assert outbox.head() == [], "the word of what was written before it"
 
-    assert (outbox.instance, [p.number for p in outbox.waiting]) == ("another", [4, 5])
-    assert outbox.size == 2 * ROW
+    on_disk(outbox)
+    assert (outbox.instance, [p.number for p in outbox.head()]) == ("another", [1, 2, 3])
+
+
+def test_a_token_is_known_while_its_publication_waits_and_when_it_is_the_newest_taken(
+    outbox: Outbox,
+) -> None:
+    for token in ("one", "two", "three"):
+        outbox.close("instance", [], token)
+    outbox.take(2)
+
+    assert outbox.tokens() == {"two", "three"}
 
 
 def test_the_newest_error_of_a_type_is_kept() -> None:

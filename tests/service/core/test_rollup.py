@@ -14,6 +14,7 @@ from orbit_service.core.rollup import (
     MAX_POINTS,
     BadRange,
     duration_text,
+    levels,
     parse_duration,
     plan,
     segments,
@@ -131,22 +132,25 @@ def test_a_day_is_read_in_hours_with_minutes_at_its_edges() -> None:
     assert parts[-1].end_ms == now + 5 * SECOND
 
 
+kept = st.tuples(*[st.integers(2, 100)] * 3).map(lambda hours: [h * HOUR for h in sorted(hours)])
+
+
 @quick
-@given(lengths, st.integers(1, DAY))
-def test_segments_follow_one_another_and_leave_nothing_out(ago: int, length: int) -> None:
-    now = NOW + 12_345
+@given(lengths | st.integers(1, 200 * HOUR), st.integers(1, DAY), st.integers(0, DAY), kept)
+def test_segments_follow_one_another_and_leave_nothing_out(
+    ago: int, length: int, later: int, kept: list[int]
+) -> None:
+    now, known = NOW + later, levels(kept)
     start, end = now - ago, now - ago + length
-    parts = segments(start, end, now)
+    parts = segments(start, end, now, known)
 
     assert parts[0].start_ms <= start
     assert parts[-1].end_ms >= end
-    for part in parts[:: len(parts) - 1 or 1]:
-        kept = now - LEVELS[part.level].kept_ms
-        assert part.start_ms >= kept or part.level == len(LEVELS) - 1, "what is gone is not asked"
     assert all(one.end_ms == other.start_ms for one, other in pairwise(parts))
     for part in parts:
-        window = LEVELS[part.level].window_ms
-        assert (part.start_ms % window, part.end_ms % window) == (0, 0)
+        level = known[part.level]
+        assert (part.start_ms % level.window_ms, part.end_ms % level.window_ms) == (0, 0)
+        assert part.start_ms >= now - level.kept_ms or part.level == 2, "what is gone is not asked"
 
 
 # ---------------------------------------------------------------- durations

@@ -30,19 +30,19 @@ class Node:
     def __init__(self, history: SqlHistory) -> None:
         self.history = history
         self.outbox = Outbox()
-        self.archive = Archive(
-            lambda: history, "n", lambda: self.outbox, lambda: self.outbox.number
-        )
+        self.archive = Archive(lambda: history, "n", lambda: self.outbox)
 
     def add(self, at_ms: int = T0, key: Key = SEND) -> None:
         self.outbox.stats(key, at_ms).add_runs([MS], 0, at_ms)
 
     def close(self, at_ms: int = T0) -> None:
-        self.outbox.close("instance", self.outbox.over(at_ms + 12 * SECOND))
+        outbox = self.outbox
+        token = f"token {outbox.number + 1}"
+        outbox.close("instance", outbox.over(at_ms + 12 * SECOND), token)
 
     def publish(self, *, knows: bool = True) -> None:
         number = self.history.apply(
-            "n", self.outbox.instance, self.outbox.waiting, self.outbox.number
+            "n", self.outbox.instance, self.outbox.waiting, self.outbox.tokens()
         )
         if knows:
             self.outbox.take(number)
@@ -89,7 +89,7 @@ async def test_a_window_that_closes_while_it_is_read_counts_once(
 ) -> None:
     read, interrupted = node.history.read, []
 
-    def closes_meanwhile(wanted: Wanted, add: Add) -> dict[str, int]:
+    def closes_meanwhile(wanted: Wanted, add: Add) -> dict[str, tuple[int, str]]:
         if not interrupted:
             interrupted.append(True)
             node.close()
@@ -141,6 +141,26 @@ async def test_the_newest_error_text_is_told_wherever_it_is(node: Node) -> None:
     node.publish()
     node.outbox.errors[key] = ErrorText(6, "newer", None)
     assert (await node.archive.error_texts(wanted))["n", key].message == "newer"
+
+
+async def test_a_state_that_goes_on_as_another_while_it_is_read_counts_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, interrupted = node.history.read, []
+
+    def begins_anew(wanted: Wanted, add: Add) -> dict[str, tuple[int, str]]:
+        if not interrupted:
+            interrupted.append(True)
+            node.outbox.begin_anew("another")
+        return read(wanted, add)
+
+    monkeypatch.setattr(node.history, "read", begins_anew)
+    node.add()
+    node.close()
+    node.publish()
+
+    assert await node.runs() == 1
+    assert interrupted
 
 
 async def test_an_older_copy_of_a_state_is_answered_from_before_it_knows_that_it_is_one(

@@ -19,6 +19,7 @@ from orbit_service.core.rollup import LEVELS
 from orbit_service.core.stats import Stats, merged
 from orbit_service.history import engines
 from orbit_service.history.port import AnotherIsWriting, HistoryFailed, HistoryRefused, Wanted
+from orbit_service.history.sql import SqlHistory
 from orbit_service.history.tables import windows
 
 DAY = 24 * HOUR
@@ -62,13 +63,32 @@ class HistoryContract:
 
         assert publication.windows == {TODAY: {SEND: runs(MS)}}
 
-    def test_a_number_that_was_not_made_here_is_noticed(self, place: Place) -> None:
-        place.history.apply("n", "i", [a_publication(5, {TODAY: {SEND: runs(MS)}})], 5)
-        with pytest.raises(AnotherIsWriting) as noticed:
-            place.history.apply("n", "i", [a_publication(3, {TODAY: {SEND: runs(MS)}})], 2)
+    def test_a_publication_that_was_not_made_here_is_noticed(self, place: Place) -> None:
+        """Whatever its number; of one that was, the word of it may have been lost."""
+        first, second = (a_publication(n, {TODAY: {SEND: runs(MS)}}) for n in (1, 2))
+        first.token, second.token = "first", "second"
+        place.history.apply("n", "i", [first], {""})
+        place.history.apply("n", "i", [first, second], {"", "first", "second"})
+        place.history.apply("n", "i", [first, second], {"", "first", "second"})
+        assert place.total().runs == 2
 
-        assert noticed.value.number == 5
-        assert place.total().runs == 1
+        for newest in (1, 2, 3):
+            with pytest.raises(AnotherIsWriting):
+                place.history.apply("n", "i", [a_publication(newest)], {"", "mine"})
+        with pytest.raises(AnotherIsWriting):
+            place.history.renew("another", "i", b"", {"", "mine"})
+        assert place.history.members({}) == []
+
+    def test_who_is_renewed_by_another_process_notices(self, place: Place) -> None:
+        place.history.renew("n", "i", b"one", ANY)
+        place.clock.now_ms += SECOND
+        copy = SqlHistory(place.history.database, clock=place.clock)
+        copy.renew("m", "i", b"other", ANY)
+        place.clock.now_ms += SECOND
+
+        with pytest.raises(AnotherIsWriting):
+            place.history.renew("n", "i", b"one", ANY)
+        copy.renew("m", "i", b"other", ANY)
 
     def test_names_that_no_index_takes_are_kept(self, place: Place) -> None:
         chance = random.Random(1)
@@ -90,8 +110,8 @@ class HistoryContract:
         assert place.total().runs == 2
 
     def test_an_instance_goes_with_its_node_when_that_is_renamed(self, place: Place) -> None:
-        place.history.renew("old", "i", b"")
-        place.history.renew("new", "i", b"")
+        place.history.renew("old", "i", b"", ANY)
+        place.history.renew("new", "i", b"", ANY)
 
         assert [member.node for member in place.history.members({})] == ["new"]
 
@@ -109,7 +129,7 @@ class HistoryContract:
         assert place.history.unreadable > 0
 
     def test_who_leaves_is_not_lost(self, place: Place) -> None:
-        place.history.renew("n", "i", b"")
+        place.history.renew("n", "i", b"", ANY)
         place.history.leave("i")
 
         assert place.history.members({}) == []
@@ -121,7 +141,7 @@ class HistoryContract:
         place.add(place.clock.now_ms, MS)
         place.maintain()
 
-        assert place.history.read(Wanted([]), lambda *_: None) == {"instance of n": 2}
+        assert place.history.read(Wanted([]), lambda *_: None) == {"instance of n": (2, "")}
 
     def test_of_a_node_that_is_gone_nothing_is_left_in_the_end(self, place: Place) -> None:
         place.add(TODAY, MS, node="gone")
@@ -159,7 +179,7 @@ class HistoryContract:
         place.history.apply("n", "one", [a_publication(4)], ANY)
         place.history.apply("n", "other", [a_publication(7)], ANY)
 
-        assert place.history.read(Wanted([]), lambda *_: None) == {"one": 4, "other": 7}
+        assert place.history.read(Wanted([]), lambda *_: None) == {"one": (4, ""), "other": (7, "")}
 
     def test_the_largest_numbers_and_the_oddest_names_are_kept(self, place: Place) -> None:
         key = Key("größe 🐘", "a'b\"c%s:x", "", "v\\1", "")
@@ -290,13 +310,13 @@ class HistoryContract:
     def test_anybody_rolls_up_what_a_dead_node_left(self, place: Place) -> None:
         place.add(TODAY, MS, node="dead")
         place.add(TODAY + HOUR, MS, node="dead")
-        place.history.renew("dead", "instance of dead", b"")
-        place.history.renew("alive", "instance of alive", b"")
+        place.history.renew("dead", "instance of dead", b"", ANY)
+        place.history.renew("alive", "instance of alive", b"", ANY)
         place.clock.now_ms += 29 * SECOND
         assert place.history.abandoned() == []
 
         place.clock.now_ms += 2 * SECOND
-        place.history.renew("alive", "instance of alive", b"")
+        place.history.renew("alive", "instance of alive", b"", ANY)
         assert place.history.abandoned() == ["dead"]
 
         place.clock.now_ms = TODAY + 2 * HOUR
@@ -392,7 +412,7 @@ class HistoryContract:
     # ------------------------------------------------------------ who is there
 
     def test_a_lease_ends_after_thirty_seconds(self, place: Place) -> None:
-        place.history.renew("n", "i", b"state")
+        place.history.renew("n", "i", b"state", ANY)
         [member] = place.history.members({})
         assert (member.node, member.instance, member.alive, member.state) == (
             "n",
@@ -406,18 +426,18 @@ class HistoryContract:
         assert not member.alive
 
     def test_a_state_that_is_known_is_not_read_again(self, place: Place) -> None:
-        place.history.renew("n", "i", b"state")
+        place.history.renew("n", "i", b"state", ANY)
         known = {"i": place.clock.now_ms}
 
         assert [m.state for m in place.history.members(known)] == [None]
         place.clock.now_ms += SECOND
-        place.history.renew("n", "i", b"newer")
+        place.history.renew("n", "i", b"newer", ANY)
         assert [m.state for m in place.history.members(known)] == [b"newer"]
 
     def test_who_renews_is_told_of_others_with_its_name(self, place: Place) -> None:
-        assert place.history.renew("n", "one", b"") == []
-        assert [o.instance for o in place.history.renew("n", "other", b"")] == ["one"]
-        assert place.history.renew("another", "third", b"") == []
+        assert place.history.renew("n", "one", b"", ANY) == []
+        assert [o.instance for o in place.history.renew("n", "other", b"", ANY)] == ["one"]
+        assert place.history.renew("another", "third", b"", ANY) == []
 
     # ------------------------------------------------------------ reading
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,19 @@ class MoodyHistory(SqlHistory):
     twins: Sequence[Member] = ()
 
     def apply(
-        self, node: str, instance: str, publications: Sequence[Publication], known: int
+        self, node: str, instance: str, publications: Sequence[Publication], ours: Container[str]
     ) -> int:
         if self.failing:
             raise HistoryFailed(self.failing)
-        return super().apply(node, instance, publications, known)
+        return super().apply(node, instance, publications, ours)
 
     def maintain(self, node: str) -> bool:
         if self.failing:
             raise HistoryFailed(self.failing)
         return super().maintain(node)
 
-    def renew(self, node: str, instance: str, state: bytes) -> list[Member]:
-        return [*super().renew(node, instance, state), *self.twins]
+    def renew(self, node: str, instance: str, state: bytes, ours: Container[str]) -> list[Member]:
+        return [*super().renew(node, instance, state, ours), *self.twins]
 
     def runs(self) -> int:
         total = Stats()
@@ -124,10 +124,60 @@ def test_what_the_history_refuses_is_left_out_and_the_rest_goes_on(desk: Desk) -
 def test_what_somebody_else_has_written_under_our_instance_is_said(desk: Desk) -> None:
     """As where a state was copied, or restored from a backup."""
     desk.history.apply("n", "instance", [a_publication(5)], ANY)
-    desk.publisher.offer(Offer("instance", [a_publication(3)], known=2))
+    desk.publisher.offer(Offer("instance", [a_publication(7)], ours={"mine"}))
     until(lambda: desk.others == [5])
 
     assert desk.taken == []
+
+
+def test_a_commit_of_which_the_word_is_lost_counts_once_and_is_nobody_elses(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, lost = desk.history.apply, []
+
+    def lose_the_word(*arguments: Any) -> int:
+        number = apply(*arguments)
+        if not lost:
+            lost.append(number)
+            raise HistoryFailed("the connection was closed")
+        return number
+
+    monkeypatch.setattr(desk.history, "apply", lose_the_word)
+    publication = a_publication(1, {T0: {SEND: runs(MS)}})
+    publication.token = "mine"
+    until(lambda: desk.publisher.ready)
+    desk.publisher.offer(Offer("instance", [publication], {"", "mine"}))
+    until(lambda: desk.taken == [1])
+
+    assert (lost, desk.others, desk.history.runs()) == ([1], [], 1)
+
+
+def test_upkeep_that_fails_sends_nothing_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    until(lambda: desk.publisher.ready)
+    monkeypatch.setattr(publisher, "MAINTAIN_SECONDS", 0.02)
+    failed: list[str] = []
+
+    def fail(node: str) -> bool:
+        failed.append(node)
+        raise HistoryFailed("a lock was not to be had")
+
+    monkeypatch.setattr(desk.history, "maintain", fail)
+    desk.publisher.offer(Offer("instance", [a_publication(1, {T0: {SEND: runs(MS)}})], ANY))
+    until(lambda: len(failed) > 3)
+
+    assert desk.taken == [1]
+
+
+def test_what_is_offered_does_not_wait_for_all_of_the_upkeep(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    monkeypatch.setattr(desk.history, "maintain", lambda _node: not stop.wait(0.01))
+    monkeypatch.setattr(publisher, "MAINTAIN_SECONDS", 0.02)
+    for number in range(1, 6):
+        desk.offer(number)
+    until(lambda: desk.taken == [1, 2, 3, 4, 5])
+    stop.set()
 
 
 def test_windows_that_cannot_be_rolled_up_do_not_hold_up_what_is_published(

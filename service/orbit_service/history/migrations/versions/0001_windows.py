@@ -45,6 +45,8 @@ def upgrade() -> None:
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("node", id, sa.ForeignKey("node.id"), nullable=False),
         number("taken"),
+        sa.Column("token", sa.String(32), nullable=False, server_default=""),
+        sa.Column("process", sa.String(32), nullable=False, server_default=""),
         number("at"),
         number("lease_until"),
         sa.Column("state", sa.LargeBinary),
