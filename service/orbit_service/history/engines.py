@@ -126,6 +126,25 @@ class Database:
             return None
         return status.st_dev, status.st_ino
 
+    def make_file(self) -> None:
+        """Say of a new file how it is written; it stays so.
+
+        Asked of each connection, it may meet a lock that is not waited for.
+        """
+        if self.path is not None:
+            connection = self.engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                cursor.execute(f"PRAGMA page_size={PAGE}")
+                cursor.execute("PRAGMA journal_mode=WAL")
+            finally:
+                connection.close()
+
+    def forget_connections(self) -> None:
+        """After a failure: one that found a file read-only, or broken, stays as it is."""
+        if self.path is not None:
+            self.engine.dispose()
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -135,7 +154,7 @@ def sqlite_file(path: Path) -> Database:
     engine = create_engine(
         URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS}
     )
-    _begin_as_told(engine, f"PRAGMA page_size={PAGE}", "PRAGMA journal_mode=WAL")
+    _begin_as_told(engine)
     return Database(engine, path)
 
 
@@ -162,15 +181,15 @@ def postgres(url: URL) -> Database:
     return Database(engine)
 
 
-def _begin_as_told(engine: Engine, *pragmas: str) -> None:
+def _begin_as_told(engine: Engine) -> None:
     """Let us, and not the driver, say when a transaction begins
     (docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
     """
 
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
-        for pragma in (*pragmas, "PRAGMA synchronous=FULL", "PRAGMA foreign_keys=ON"):
-            connection.execute(pragma)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
 
     def begin(connection: Connection) -> None:
         options = connection.get_execution_options()

@@ -99,6 +99,7 @@ def _make(database: Database) -> None:
 
     Alembic would hold 9 MiB for it in a service that may never need it again.
     """
+    database.make_file()
     with database.writing() as connection:
         metadata.create_all(connection)
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))

@@ -114,6 +114,7 @@ class SqlHistory:
             raise
         except (SQLAlchemyError, OSError, ValueError, OverflowError) as error:
             self._ready = False
+            self.database.forget_connections()
             refused = isinstance(error, (DataError, IntegrityError, ValueError, OverflowError))
             # 54: a limit of the program (postgresql.org/docs/current/errcodes-appendix.html)
             refused |= (getattr(getattr(error, "orig", None), "sqlstate", None) or "")[:2] == "54"
