@@ -939,6 +939,7 @@ def run_rounds(seed: int, kills: int, jobs: int) -> int:
                 failed = True
                 for sentence in outcome["wrong"]:
                     print(f"    {sentence}")
+                (place / "wrong.txt").write_text("\n".join(outcome["wrong"]))
                 print(f"  again: make chaos N={round_kills} SEED={round_seed}; files in {place}")
             else:
                 shutil.rmtree(place)
