@@ -77,6 +77,8 @@ TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 ROUNDS = 5
 PATIENCE = 20.0  # seconds of a question; then there are fewer rounds
 
+OURS = ("",)  # tokens of publications: these have none
+
 
 class Clock:
     """Epoch ms, as it is set."""
@@ -177,8 +179,8 @@ def publish(
     clock.now_ms = start_ms + TICK + CLOSED_MS
     publication = Publication(tick + 1, {start_ms: like.window(start_ms)}, {})
     state = like.states[tick % len(like.states)]
-    done.timed("apply", partial(history.apply, name, f"of {name}", [publication], tick))
-    done.timed("renew", partial(history.renew, name, f"of {name}", state))
+    done.timed("apply", partial(history.apply, name, f"of {name}", [publication], OURS))
+    done.timed("renew", partial(history.renew, name, f"of {name}", state, OURS))
     done.ticks += 1
 
 
@@ -347,7 +349,7 @@ async def ask_hub(history: SqlHistory, shape: Shape) -> None:
     others = {member.instance: life for member, life in zip(members, lives, strict=True)}
     fleet = Fleet(others=others)
     outbox = Outbox()  # of a hub: nothing waits
-    archive = Archive(lambda: history, "", lambda: outbox, known=lambda: 0)
+    archive = Archive(lambda: history, "", lambda: outbox)
     past = Past(archive, LEVELS, lambda: shape.end_ms, workers=lambda: fleet, fleet=lambda: fleet)
     print(f"hub, {size(shape)}, ms")
     state = sum(len(member.state or b"") for member in members) / len(members)
@@ -415,7 +417,7 @@ def report_node(path: Path, pairs: int, steps: int) -> None:
         clock.now_ms = start_ms + TICK + CLOSED_MS
         publication = Publication(tick + 1, {start_ms: window}, {})
         what = "apply" if tick else "the first"
-        done.timed(what, partial(history.apply, "node", "of node", [publication], tick))
+        done.timed(what, partial(history.apply, "node", "of node", [publication], OURS))
         if tick > MAINTAIN_TICKS and tick % MAINTAIN_TICKS == 1:  # late runs have come
             done.timed("minute", partial(history.maintain, "node"))
     fill_the_hour(history, ticks // MAINTAIN_TICKS, variants)

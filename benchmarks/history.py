@@ -171,7 +171,7 @@ class Filled:
     def fill(self) -> None:
         newest = UNTIL[0] - LEVELS[0].window_ms
         publication = Publication(1, {newest: self.rows.window(newest)}, {})
-        self.history.apply(NODE, "bench", [publication], 0)
+        self.history.apply(NODE, "bench", [publication], {""})
         ids = self._ids()
         for level in range(3):
             starts = self.starts(level)
@@ -214,7 +214,7 @@ class Filled:
 
     def past(self) -> Past:
         outbox = Outbox()  # nothing waits
-        archive = Archive(lambda: self.history, NODE, lambda: outbox, known=lambda: 0)
+        archive = Archive(lambda: self.history, NODE, lambda: outbox)
         return Past(archive, LEVELS, lambda: NOW, workers=Fleet, fleet=Fleet)
 
 
@@ -225,7 +225,7 @@ def check_the_filling() -> None:
     history = SqlHistory(sqlite_memory(), clock=lambda: NOW)
     for number, start_ms in enumerate(starts, 1):
         publication = Publication(number, {start_ms: rows.window(start_ms)}, {})
-        history.apply(NODE, "bench", [publication], number - 1)
+        history.apply(NODE, "bench", [publication], {""})
     while history.maintain(NODE):
         pass
     with history.database.reading() as connection:
