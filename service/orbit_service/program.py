@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
@@ -29,7 +30,7 @@ class AddressInUse(Explained):
     """
 
 
-class Program:
+class Program(ABC):
     """Something that runs until it is told to stop; `_start` says what is in it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -48,14 +49,17 @@ class Program:
         await self._stack.aclose()
 
     @property
+    @abstractmethod
     def ready(self) -> bool:
-        raise NotImplementedError
+        """Whether it does its work: takes runs, or has read the fleet."""
 
+    @abstractmethod
     def health(self) -> Health:
-        raise NotImplementedError
+        """One word and one sentence."""
 
+    @abstractmethod
     async def _start(self, stack: AsyncExitStack) -> None:
-        raise NotImplementedError
+        """Start every part, and leave to the stack how it ends."""
 
     async def _start_http(
         self, dispatcher: Dispatcher, document: Mapping[str, Any], stack: AsyncExitStack
