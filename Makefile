@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-once test chaos check format lock clean
+# Environments of the frameworks that we integrate with, which need not share one.
+FRAMEWORKS := .frameworks/shared/ready .frameworks/arq/ready
+
+.PHONY: demo demo-once test test-frameworks chaos check format lock clean
 
 demo: .venv/ready
 	$(BIN)/orbit-metrics demo
@@ -14,6 +17,10 @@ demo-once: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest -n 4 --dist worksteal
 
+# Real workers of Celery, RQ, Dramatiq, Huey, Taskiq, arq and APScheduler.
+test-frameworks: .venv/ready $(FRAMEWORKS)
+	$(BIN)/pytest tests/frameworks -n 4 --dist worksteal
+
 # The long form of tests/acceptance/test_chaos.py: N random kills in a row. Without a SEED
 # one is drawn; it is printed, and a round that fails says how to run it again.
 N ?= 200
@@ -21,7 +28,7 @@ SEED ?=
 chaos: .venv/ready
 	$(BIN)/python tests/acceptance/chaos.py --kills $(N) $(if $(SEED),--seed $(SEED))
 
-check: .venv/ready
+check: .venv/ready $(FRAMEWORKS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -40,10 +47,19 @@ format: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# After a change of the dependencies in pyproject.toml; needs uv.
+.frameworks/%/ready: tests/frameworks/%.lock
+	$(PYTHON) -m venv .frameworks/$*
+	.frameworks/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+# After a change of the dependencies in pyproject.toml or tests/frameworks; needs uv.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header --quiet
 lock:
-	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
+	$(COMPILE) pyproject.toml --extra service --extra pipelines --extra otlp --group dev \
+		-o requirements.lock
+	$(COMPILE) tests/frameworks/shared.in -o tests/frameworks/shared.lock
+	$(COMPILE) tests/frameworks/arq.in -o tests/frameworks/arq.lock
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .frameworks .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

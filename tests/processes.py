@@ -53,10 +53,13 @@ class House:
             process.kill()
             process.communicate()
 
+    def environment(self) -> dict[str, str]:
+        return environment(self._folder, ORBIT_WORKER_NAME="crew", ORBIT_HTTP=self.http)
+
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command,
-            env=environment(self._folder, ORBIT_WORKER_NAME="crew", ORBIT_HTTP=self.http),
+            env=self.environment(),
             cwd=self._folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -21,6 +21,7 @@ Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 SequenceNumber = Annotated[int, Meta(ge=1, le=MAX_INT)]
 EpochMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # to the end of the year 9999
 DurationUs = Annotated[int, Meta(ge=0, le=MAX_DURATION_US)]
+Attempt = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 Text = Annotated[str, Meta(max_length=MAX_NAME)]
 ByReason = Annotated[dict[Annotated[str, Meta(max_length=50)], Count], Meta(max_length=50)]
@@ -31,11 +32,19 @@ class Message(Struct, rename="camel"):
 
 
 class Start(Message):
-    """A run that has begun and not ended."""
+    """A run that has begun and not ended; the attempt where it is known."""
 
     id: str
     pipeline: str
     started_at: EpochMs
+    attempt: Attempt | None = None
+
+
+class Withdrawal(Message):
+    """A start that was announced and led to nothing: no run, and no failure."""
+
+    id: str
+    pipeline: str
 
 
 class Error(Message):
@@ -50,15 +59,19 @@ class Step(Message):
     name: str
     duration_us: DurationUs
     failed: bool = False
-    attempts: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    attempts: Attempt = 1
 
 
 class Detail(Message):
-    """What is known of one run beyond its duration and outcome."""
+    """What is known of one run beyond its duration and outcome.
+
+    A run that is `untimed` has no duration: what stands in the column is passed over.
+    """
 
     id: str | None = None
-    attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    attempt: Attempt = 1
     final: bool = True
+    untimed: bool = False
     wait_us: DurationUs | None = None
     error: Error | None = None
     steps: list[Step] = []
@@ -97,17 +110,21 @@ class Connect(Message):
 
 
 class Record(Message):
-    """runs.record: results and starts; the counters are the session's totals so far."""
+    """runs.record: results, starts and starts taken back; the counters are the session's totals."""
 
     seq: SequenceNumber
     recorded: Count
     batches: list[Batch] = []
     dropped: ByReason = {}
     started: list[Start] = []
+    withdrawn: list[Withdrawal] = []
 
 
 class Heartbeat(Message):
-    """worker.heartbeat: the session lives, every 10 s."""
+    """worker.heartbeat: the session lives, every 10 s.
+
+    `queues` holds how much waits in each queue, `oldest` since when the first of it does.
+    """
 
     seq: SequenceNumber
     recorded: Count
@@ -116,6 +133,7 @@ class Heartbeat(Message):
     rss_bytes: Count
     dropped: ByReason = {}
     queues: Annotated[dict[Text, Count], Meta(max_length=1_000)] | None = None
+    oldest: Annotated[dict[Text, EpochMs], Meta(max_length=1_000)] = {}
     last_report_at: EpochMs | None = None
 
 

@@ -99,10 +99,12 @@ def connect_params(
     started_at_ms: int,
     running: Sequence[Json] = (),
     version: str | None = None,
+    framework: str | None = None,
     slots: int | None = None,
     queues: Sequence[str] = (),
 ) -> Json:
     """The params of worker.connect for this process."""
+    runtime = f"{sys.implementation.name} {sys.version.split()[0]}"
     params: Json = {
         "protocol": PROTOCOL,
         "session": session,
@@ -110,7 +112,7 @@ def connect_params(
         "startedAt": started_at_ms,
         "pid": os.getpid(),
         "host": as_name(socket.gethostname()),
-        "runtime": f"{sys.implementation.name} {sys.version.split()[0]}",
+        "runtime": f"{runtime}, {as_name(framework)}" if framework else runtime,
         "running": list(running),
     }
     if version:
@@ -129,11 +131,14 @@ def record_line(
     dropped: Mapping[str, int],
     batches: Sequence[Json],
     started: Sequence[Json] = (),
+    withdrawn: Sequence[Json] = (),
 ) -> bytes:
     """One runs.record line. `recorded` and `dropped` are the session's totals so far."""
     params: Json = {"seq": seq, "recorded": recorded, "dropped": dropped, "batches": batches}
     if started:
         params["started"] = started
+    if withdrawn:
+        params["withdrawn"] = withdrawn
     return encode(notification("runs.record", params))
 
 
@@ -146,6 +151,7 @@ def heartbeat_line(
     cpu_seconds: float,
     rss_bytes: int,
     queues: Mapping[str, int] | None = None,
+    oldest: Mapping[str, int] | None = None,
     last_report_at_ms: int | None = None,
 ) -> bytes:
     """One worker.heartbeat line."""
@@ -159,6 +165,8 @@ def heartbeat_line(
     }
     if queues is not None:
         params["queues"] = dict(queues)
+    if oldest:
+        params["oldest"] = dict(oldest)
     if last_report_at_ms is not None:
         params["lastReportAt"] = last_report_at_ms
     return encode(notification("worker.heartbeat", params))

@@ -85,7 +85,10 @@ def test_schemas_are_json_schemas(method: dict[str, Any]) -> None:
         ("worker.history", ["from", "to", "step", "worker", "pipeline", "groupBy", "trend"]),
         ("worker.recentRuns", ["worker", "pipeline", "limit", "status"]),
         ("worker.stats", []),
-        ("runs.record", ["seq", "recorded", "batches", "dropped", "started"]),
+        (
+            "runs.record",
+            ["seq", "recorded", "batches", "dropped", "started", "withdrawn"],
+        ),
     ],
 )
 def test_params_have_their_place(method: str, params: list[str]) -> None:

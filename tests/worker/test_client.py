@@ -47,7 +47,6 @@ def elapsed(act):
     "arguments",
     [
         {"duration_ms": "5"},
-        {"duration_ms": None},
         {"success": 1},
         {"success": "yes"},
         {"pipeline": 5},

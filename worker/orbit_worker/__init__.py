@@ -56,7 +56,7 @@ def default_client() -> MetricsClient:
 
 
 def record_run(
-    duration_ms: float,
+    duration_ms: float | None,
     success: bool,
     *,
     pipeline: str = DEFAULT_PIPELINE,

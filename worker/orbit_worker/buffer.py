@@ -36,6 +36,14 @@ class Started(NamedTuple):
     pipeline: str
     started_at_ms: int
     id: str
+    attempt: int | None = None
+
+
+class Withdrawn(NamedTuple):
+    """An entry of `open`: a run that was announced has not been executed after all."""
+
+    pipeline: str
+    id: str
 
 
 class Refused(NamedTuple):
@@ -61,7 +69,7 @@ class Result(NamedTuple):
 # The hot path appends a bare (pipeline, duration_ms, success): making a named
 # tuple costs four times as much.
 Plain = tuple[str, float, bool]
-Entry = Plain | Result | Started | Refused
+Entry = Plain | Result | Started | Withdrawn | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +169,23 @@ class Buffer:
         entries = list(islice(self.open, most))
         batches: dict[tuple[str, str | None], Json] = {}
         started: dict[tuple[str, str], Started] = {}
+        withdrawn: list[Json] = []
         refused = dict(self._refused)
         runs = refusals = 0
         ended: set[tuple[str, str]] = set()
         for taken, entry in enumerate(entries):
             if isinstance(entry, Started):
                 if (entry.pipeline, entry.id) in ended:
-                    # The service takes a message's starts before its results: a run
-                    # that begins again does so in the next.
+                    # The service takes a message's starts before all else: a run that
+                    # begins again does so in the next.
                     del entries[taken:]
                     break
                 started[entry.pipeline, entry.id] = entry
+            elif isinstance(entry, Withdrawn):
+                key = (entry.pipeline, entry.id)
+                if started.pop(key, None) is None:
+                    withdrawn.append({"id": entry.id, "pipeline": entry.pipeline})
+                ended.add(key)
             elif isinstance(entry, Refused):
                 refused[entry.reason] = refused.get(entry.reason, 0) + entry.results
                 refusals += entry.results
@@ -194,7 +208,8 @@ class Buffer:
             recorded=recorded,
             dropped={**refused, **self._overflow()},
             batches=list(batches.values()),
-            started=[_start_json(start) for start in started.values()],
+            started=[start_json(start) for start in started.values()],
+            withdrawn=withdrawn,
         )
         if len(line) > MAX_LINE and len(entries) > 1:
             return self._build(at_ms, len(entries) // 2)
@@ -316,7 +331,7 @@ class Buffer:
     def results(self) -> Iterator[Result]:
         """The open results, for whoever captures instead of sending."""
         for entry in self.open:
-            if not isinstance(entry, Started | Refused):
+            if not isinstance(entry, Started | Withdrawn | Refused):
                 yield Result(*entry)
 
 
@@ -346,5 +361,7 @@ def _counted(so_far: tuple[int, int], seq: int, runs: int) -> tuple[int, int]:
     return (seq, so_far[1] + runs) if seq > so_far[0] else so_far
 
 
-def _start_json(start: Started) -> Json:
-    return {"id": start.id, "pipeline": start.pipeline, "startedAt": start.started_at_ms}
+def start_json(start: Started) -> Json:
+    """A Start of the wire."""
+    known = {} if start.attempt is None else {"attempt": start.attempt}
+    return {"id": start.id, "pipeline": start.pipeline, "startedAt": start.started_at_ms, **known}

@@ -34,7 +34,16 @@ from orbit_rpc_schema.wire import (
     is_name,
 )
 from orbit_worker.adoption import Adopter
-from orbit_worker.buffer import MAX_OPEN, Buffer, Entry, Refused, Result, Started
+from orbit_worker.buffer import (
+    MAX_OPEN,
+    Buffer,
+    Entry,
+    Refused,
+    Result,
+    Started,
+    Withdrawn,
+    start_json,
+)
 from orbit_worker.details import ErrorLike, RunStep, make_detail, steps_json
 from orbit_worker.host import Control, QueueDepths
 from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
@@ -59,8 +68,8 @@ class MetricsClient:
     """Records runs of one worker and asks for its numbers.
 
     Everything left out comes from the environment: ORBIT_SOCKET,
-    ORBIT_WORKER_NAME, ORBIT_SPOOL_DIR, ORBIT_DISABLED, ORBIT_STRICT,
-    METRICS_INTERVAL. Nothing is opened or started before the first run. Safe to
+    ORBIT_WORKER_NAME, ORBIT_WORKER_VERSION, ORBIT_SPOOL_DIR, ORBIT_DISABLED,
+    ORBIT_STRICT, METRICS_INTERVAL. Nothing is opened or started before the first run. Safe to
     share between threads, and across a fork: the child gets a session of its own.
 
     With a `spool_dir` what waits is also on the disk, and the next process of the
@@ -88,7 +97,8 @@ class MetricsClient:
         self.worker = as_name(worker) if worker is not None else default_worker_name(environ)
         spool_dir = spool_dir or environ.get("ORBIT_SPOOL_DIR") or None
         self.spool_dir = None if spool_dir is None else _absolute(Path(spool_dir))
-        self.version = version
+        self.version = version or environ.get("ORBIT_WORKER_VERSION") or None
+        self.framework: str | None = None
         self.slots = slots
         self.enabled = environ.get("ORBIT_DISABLED", "") not in ("1", "true")
         self._strict = environ.get("ORBIT_STRICT", "") in ("1", "true")
@@ -141,11 +151,31 @@ class MetricsClient:
             ),
         )
 
+    def describe(
+        self,
+        *,
+        version: str | None = None,
+        framework: str | None = None,
+        slots: int | None = None,
+        queue_depths: QueueDepths | None = None,
+    ) -> None:
+        """Say of this process what its constructor was not told; for integrations.
+
+        What is left out stays. `slots` and `queue_depths` are of this process alone:
+        a forked child tells of neither, or a pool would count them once a child.
+        Told before the session connects, or with its next connection.
+        """
+        self.version = version or self.version
+        self.framework = framework or self.framework
+        self.slots = slots or self.slots
+        if queue_depths is not None:
+            self._queue_depths = self._sender.host.queue_depths = queue_depths
+
     # ------------------------------------------------------------ recording
 
     def record_run(
         self,
-        duration_ms: float,
+        duration_ms: float | None,
         success: bool,
         *,
         pipeline: str = DEFAULT_PIPELINE,
@@ -159,6 +189,9 @@ class MetricsClient:
     ) -> None:
         """Count a run that has ended, or with `final=False` an attempt that will be retried.
 
+        A `duration_ms` of None is for a run that nobody measured, as when its process
+        was killed or it could not begin: it counts, and has no duration.
+
         Never blocks. Raises TypeError for an argument of a wrong type. A negative
         or non-finite number is counted as refused and logged once; it raises
         ValueError under ORBIT_STRICT=1 alone.
@@ -166,16 +199,22 @@ class MetricsClient:
         if pipeline not in self._names and not self._learn(pipeline):
             return
         try:
-            counts = 0 <= duration_ms <= MAX_DURATION_MS
+            # None raises, and is told apart where it does.
+            counts = 0 <= duration_ms <= MAX_DURATION_MS  # type: ignore[operator]
         except ArithmeticError:  # a Decimal that is not a number
             counts = False
+        except TypeError:
+            if duration_ms is not None:
+                raise
+            counts = True
         if not counts:
             self._refuse("duration", f"a duration of {duration_ms} ms")
             return
         if success is not True and success is not False:
             raise TypeError(f"success is a bool, not {type(success).__name__}")
         if (
-            queue is None
+            duration_ms is not None
+            and queue is None
             and id is None
             and wait_ms is None
             and error is None
@@ -214,13 +253,22 @@ class MetricsClient:
             wait_ms=wait_ms,
         )
 
-    def start_run(self, id: str, *, pipeline: str = DEFAULT_PIPELINE) -> None:
+    def start_run(
+        self, id: str, *, pipeline: str = DEFAULT_PIPELINE, attempt: int | None = None
+    ) -> None:
         """Announce a run that begins, so that it fails as WorkerLost if this process is killed.
 
-        It ends with a record_run of the same id and pipeline. `track` does both.
+        It ends with a record_run of the same id and pipeline. `track` does both. Where
+        another process may record the end too, `attempt` keeps the two from counting twice.
         """
         if self._learn(pipeline):
-            self._begin_run(pipeline, as_name(id))
+            self._begin_run(pipeline, as_name(id), attempt)
+
+    def withdraw_run(self, id: str, *, pipeline: str = DEFAULT_PIPELINE) -> None:
+        """Take back a start: the run was not executed after all, and counts as nothing."""
+        id = as_name(id)
+        if self.enabled and self._buffer.running.pop((pipeline, id), None) is not None:
+            self._put(Withdrawn(pipeline, id))
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Send what waits; True when the service has acknowledged everything in `timeout` s.
@@ -318,12 +366,14 @@ class MetricsClient:
 
     # ------------------------------------------------------------ inside
 
-    def _begin_run(self, pipeline: str, id: str | None) -> tuple[str, int]:
+    def _begin_run(
+        self, pipeline: str, id: str | None, attempt: int | None = None
+    ) -> tuple[str, int]:
         """Announce a run under this id, or under one of our own; the id and the start."""
         id = f"{self.session[:12]}-{next(self._ids)}" if id is None else as_name(id)
         now = _now_ms()
         if self.enabled:
-            started = Started(pipeline, now, id)
+            started = Started(pipeline, now, id, attempt)
             self._buffer.running[pipeline, id] = started
             self._prepare_to_leave()
             self._put(started)
@@ -340,7 +390,7 @@ class MetricsClient:
     def _record_detailed(
         self,
         pipeline: str,
-        duration_ms: float,
+        duration_ms: float | None,
         success: bool,
         queue: str | None,
         id: str | None,
@@ -371,6 +421,7 @@ class MetricsClient:
             id=id,
             attempt=attempt,
             final=bool(final),
+            untimed=duration_ms is None,
             wait_ms=wait_ms,
             error=error,
             steps=steps_json(steps),
@@ -378,12 +429,14 @@ class MetricsClient:
         if id is not None:
             self._buffer.running.pop((pipeline, detail["id"]), None)
         queue = None if queue is None else as_name(queue)
-        self._put(Result(pipeline, duration_ms, success, queue, detail))
+        self._put(Result(pipeline, duration_ms or 0, success, queue, detail))
 
     def _put(self, entry: Entry) -> None:
         buffer, sender = self._buffer, self._sender
         if len(buffer.open) > MAX_OPEN and not sender.make_room():
-            if not isinstance(entry, Started):  # a run that is not announced is still counted
+            # A run that is not announced is still counted, and one that is not taken
+            # back is known to have ended when the session connects again.
+            if not isinstance(entry, Started | Withdrawn):
                 buffer.overflow()
             return
         buffer.open.append(entry)
@@ -418,11 +471,9 @@ class MetricsClient:
             worker=self.worker,
             started_at_ms=self._started_at_ms,
             version=self.version,
+            framework=self.framework,
             slots=self.slots,
-            running=[
-                {"id": run.id, "pipeline": run.pipeline, "startedAt": run.started_at_ms}
-                for run in list(self._buffer.running.values())
-            ],
+            running=[start_json(run) for run in list(self._buffer.running.values())],
         )
 
     def _last_report_at_ms(self) -> int | None:
@@ -446,6 +497,7 @@ class MetricsClient:
         self._sender.abandon()
         atexit.unregister(self.close)
         reporting, self._reporter = self._reporter, None
+        self.slots = self._queue_depths = None
         self._begin_session()
         if reporting is not None:
             log.debug("the periodic report stays with the parent process")

@@ -50,6 +50,7 @@ def make_detail(
     id: str | None = None,
     attempt: int = 1,
     final: bool = True,
+    untimed: bool = False,
     wait_ms: float | None = None,
     error: ErrorLike | None = None,
     steps: list[Json] | None = None,
@@ -62,6 +63,8 @@ def make_detail(
         detail["attempt"] = _attempts(attempt)
     if not final:
         detail["final"] = False
+    if untimed:
+        detail["untimed"] = True
     if wait_ms is not None:
         detail["waitUs"] = _micros(wait_ms)
     if error is not None:

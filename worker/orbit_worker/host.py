@@ -11,12 +11,21 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from orbit_rpc_schema.wire import Json, as_name
 
 MAX_CONTROLS = 100  # commands that wait for the one before them
 
-QueueDepths = Callable[[], Mapping[str, int]]
+
+class Waiting(NamedTuple):
+    """What waits in a queue: how many, and since when (epoch ms) the oldest of it."""
+
+    depth: int
+    oldest_at_ms: int | None = None
+
+
+QueueDepths = Callable[[], Mapping[str, "int | Waiting"]]
 Control = Callable[[str, "str | None"], "bool | None"]
 
 log = logging.getLogger("orbit_worker")
@@ -36,12 +45,12 @@ class HostCalls:
         on_told: Callable[[], None],
         on_obeyed: Callable[[str, str], None],
     ) -> None:
-        self._queue_depths = queue_depths
+        self.queue_depths = queue_depths
         self._control = control
         self._on_told = on_told
         self._on_obeyed = on_obeyed
         self._asking = False
-        self._depths: dict[str, int] | None = None
+        self._depths: dict[str, Waiting] | None = None
         self._lock = threading.Lock()
         self._controls: deque[Json] = deque()
         self._obeying = False
@@ -50,7 +59,7 @@ class HostCalls:
 
     def ask_depths(self) -> bool:
         """Ask, unless the last question is still open; False when there is none to wait for."""
-        if self._queue_depths is None or self._asking:
+        if self.queue_depths is None or self._asking:
             return False
         self._asking = True
         if not _in_thread(self._ask):
@@ -63,15 +72,15 @@ class HostCalls:
         """True when the question has ended, with an answer or without."""
         return not self._asking
 
-    def take_depths(self) -> dict[str, int] | None:
+    def take_depths(self) -> dict[str, Waiting] | None:
         depths, self._depths = self._depths, None
         return depths
 
     def _ask(self) -> None:
-        assert self._queue_depths is not None
+        assert self.queue_depths is not None
         try:
             self._depths = {
-                as_name(name): max(int(depth), 0) for name, depth in self._queue_depths().items()
+                as_name(name): _waiting(told) for name, told in self.queue_depths().items()
             }
         except Exception:
             log.exception("queue_depths failed; depths are left out")
@@ -112,6 +121,11 @@ class HostCalls:
             log.exception("the control callback failed")
             return "refused"
         return "unknown" if done is None else "done" if done else "refused"
+
+
+def _waiting(told: int | Waiting) -> Waiting:
+    depth, oldest_at_ms = told if isinstance(told, Waiting) else (told, None)
+    return Waiting(max(int(depth), 0), None if oldest_at_ms is None else max(int(oldest_at_ms), 0))
 
 
 def _in_thread(act: Callable[[], None]) -> bool:

@@ -115,7 +115,7 @@ class Sender:
         self._last_report = last_report
         self._spool = spool
         self._adopter = adopter
-        self._host = HostCalls(queue_depths, control, self._wake, self._obeyed)
+        self.host = HostCalls(queue_depths, control, self._wake, self._obeyed)
         self._lock = threading.Lock()  # of a step
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -456,7 +456,7 @@ class Sender:
             if message.get("method") == "runs.acked":
                 self._buffer.acknowledge(_number(message["params"]["seq"]))
             elif message.get("method") == "worker.control":
-                self._host.obey(dict(message["params"]))
+                self.host.obey(dict(message["params"]))
             elif message.get("id") == "hello" and "result" in message:
                 result = message["result"]
                 self._greeted(_number(result["acked"]), result.get("node"), now)
@@ -503,20 +503,22 @@ class Sender:
 
     def _beat_when_due(self, now: float) -> None:
         if self._asked:
-            if not self._host.told and now < self._beat_at:
+            if not self.host.told and now < self._beat_at:
                 return
         elif now < self._beat_at:
             return
-        elif self._host.ask_depths():
+        elif self.host.ask_depths():
             self._asked = True
             self._beat_at = now + DEPTHS_SECONDS
             return
         self._asked = False
         self._beat_at = now + HEARTBEAT_SECONDS
+        told = self.host.take_depths()
         self._buffer.beat(
             cpu_seconds(),
             rss_bytes(),
-            queues=self._host.take_depths(),
+            queues=None if told is None else {name: w.depth for name, w in told.items()},
+            oldest={n: w.oldest_at_ms for n, w in (told or {}).items() if w.oldest_at_ms},
             last_report_at_ms=self._last_report(),
         )
 

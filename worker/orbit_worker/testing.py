@@ -47,6 +47,7 @@ class CapturingClient(MetricsClient):
     def runs(self) -> list[Result]:
         """What was recorded, oldest first: pipeline, duration_ms, success, queue, detail.
 
+        A run that nobody measured has `detail["untimed"]`.
         Attempts that will be retried too (`detail["final"]` is False); metrics count none of them.
         """
         return list(self._buffer.results())
@@ -73,7 +74,7 @@ class CapturingClient(MetricsClient):
         runs = [run for run in self.runs if _ends_a_run(run)]
         failed = sum(not run.success for run in runs)
         # As the wire has them: sums and bounds are of whole microseconds.
-        durations_us = [int(float(run.duration_ms) * 1000 + 0.5) for run in runs]
+        durations_us = [int(float(run.duration_ms) * 1000 + 0.5) for run in runs if _timed(run)]
         shortest = _rounded(min(durations_us, default=0), 1000)
         longest = _rounded(max(durations_us, default=0), 1000)
         return MetricsSnapshot(
@@ -91,7 +92,7 @@ class CapturingClient(MetricsClient):
                 total_succeeded=len(runs) - failed,
                 error_rate=_percent(failed, len(runs)),
                 success_rate=_percent(len(runs) - failed, len(runs)),
-                avg_execution_time=_rounded(sum(durations_us), len(runs) * 1000),
+                avg_execution_time=_rounded(sum(durations_us), len(durations_us) * 1000),
                 min_execution_time=shortest,
                 max_execution_time=longest,
             ),
@@ -101,6 +102,10 @@ class CapturingClient(MetricsClient):
 def _ends_a_run(result: Result) -> bool:
     """False for an attempt that will be retried: the run itself is still to end."""
     return (result.detail or {}).get("final", True) is not False
+
+
+def _timed(result: Result) -> bool:
+    return not (result.detail or {}).get("untimed", False)
 
 
 # The service's arithmetic over again, because nothing here may import it; a test

@@ -31,11 +31,15 @@ K = TypeVar("K", bound=Hashable)
 class Places(Generic[K]):
     """At most `limit` names at a time, each as itself; the others as what `fold` makes of them.
 
-    `may_go` says which idle name can give its place away.
+    `may_go` says which idle name can give its place away; `gone` is told of it.
     """
 
     def __init__(
-        self, limit: int, fold: Callable[[K], K], may_go: Callable[[K], bool] = lambda _name: True
+        self,
+        limit: int,
+        fold: Callable[[K], K],
+        may_go: Callable[[K], bool] = lambda _name: True,
+        gone: Callable[[K], None] = lambda _name: None,
     ) -> None:
         self.limit = limit
         self.used_ms: OrderedDict[K, int] = OrderedDict()  # the one used longest ago first
@@ -43,6 +47,7 @@ class Places(Generic[K]):
         self.swept_ms = 0
         self._fold = fold
         self._may_go = may_go
+        self._gone = gone
 
     def place(self, name: K, now_ms: int) -> K:
         """The name, which has a place from now on or keeps its own; or what it folds into."""
@@ -67,6 +72,7 @@ class Places(Generic[K]):
         for name in idle:
             if self._may_go(name):
                 del self.used_ms[name]
+                self._gone(name)
 
     def __len__(self) -> int:
         return len(self.used_ms)

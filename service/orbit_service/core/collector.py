@@ -8,7 +8,7 @@ from. Time comes in as an argument (epoch milliseconds); nothing here waits.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -27,7 +27,9 @@ from orbit_rpc_schema.wire import LIMITS, MAX_AHEAD_MS, MAX_RUNNING, WORKER_LOST
 from orbit_service.core import cardinality
 from orbit_service.core.cardinality import Places
 from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
+from orbit_service.core.cumulative import Cumulative, Series
 from orbit_service.core.ended import EndedRuns, Verdict
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.outbox import ErrorText, Key, Outbox
 from orbit_service.core.recent import KEPT_MS as RECENT_MS
@@ -62,11 +64,13 @@ class Collector:
         self.pipelines_seen: OrderedDict[tuple[str, str], None] = OrderedDict()  # with the worker
         self.lives = 0  # begun; the number of the newest
         self.outbox = Outbox()
+        self.cumulative = Cumulative()
         # A life keeps the totals of all that it ran, however long ago.
         self.pairs: Places[tuple[str, str]] = Places(
             cardinality.MAX_PAIRS,
             lambda _pair: (cardinality.OTHER_WORKERS, cardinality.OTHER_PIPELINES),
             lambda pair: not self._lives(*pair),
+            lambda pair: self.cumulative.let_go(pair),
         )
         self.versions: Places[Key] = Places(
             cardinality.MAX_VERSIONS, lambda key: key._replace(version=cardinality.OTHER_VERSIONS)
@@ -122,6 +126,7 @@ class Collector:
             return
         self._take(session, beat.seq, beat.recorded, beat.dropped, 0, now_ms)
         session.queues = beat.queues and {as_name(q): n for q, n in beat.queues.items()}
+        session.oldest = {as_name(q): at for q, at in beat.oldest.items()}
         if beat.last_report_at is not None:
             session.last_report_ms = min(beat.last_report_at, now_ms)
 
@@ -154,6 +159,8 @@ class Collector:
         self._take(session, message.seq, message.recorded, message.dropped, runs, now_ms)
         for start in message.started:
             self._run_begins(session, start, now_ms)
+        for taken_back in message.withdrawn:
+            session.running.pop((taken_back.pipeline, taken_back.id), None)
         for number, batch in enumerate(message.batches):
             self._count(worker, session, batch, f"{session.id[:8]}.{message.seq}.{number}", now_ms)
 
@@ -226,7 +233,7 @@ class Collector:
     def _count(self, worker: Worker, session: Session, batch: Batch, key: str, now_ms: int) -> None:
         at_ms = batch.at if batch.at <= now_ms + MAX_AHEAD_MS else now_ms
         failed = set(batch.failed)
-        durations = batch.duration_us
+        durations: Sequence[int | None] = batch.duration_us
         details = {i: mended(detail) for i, detail in batch.details.items()}
         counted = Stats()
         passed_over = self._passed_over(session, counted, batch.pipeline, details, now_ms)
@@ -235,28 +242,38 @@ class Collector:
             durations = [durations[i] for i in kept]
             failed = {new for new, old in enumerate(kept) if old in failed}
             details = {new: details[old] for new, old in enumerate(kept) if old in details}
-        counted.add_runs(durations, len(failed), at_ms)
-        for detail in details.values():
-            if detail.wait_us is not None:
-                counted.add_wait(detail.wait_us)
+        untimed = {i for i, detail in details.items() if detail.untimed}
+        timed = batch.duration_us
+        if passed_over or untimed:
+            durations = [None if i in untimed else d for i, d in enumerate(durations)]
+            timed = [duration for duration in durations if duration is not None]
+        counted.add_runs(timed, len(failed - untimed), at_ms)
+        for i in untimed:
+            counted.add_untimed(at_ms, failed=i in failed)
+        waits = [detail.wait_us for detail in details.values() if detail.wait_us is not None]
+        for wait_us in waits:
+            counted.add_wait(wait_us)
         if not (counted.attempts or counted.retries):
             return
-        window = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
+        window, series = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
         if not durations:
             return
+        if waits:
+            series.waits.merge(Histogram.of(waits))
         for i, detail in details.items():
             for step in detail.steps:
                 part = Key(window.worker, window.pipeline, step.name, window.version)
                 part = self.steps.place(part, now_ms)
-                self.outbox.stats(part, at_ms).add_step(
-                    step.duration_us, step.failed, step.attempts, at_ms
-                )
+                for stats in (
+                    self.outbox.stats(part, at_ms),
+                    self.cumulative.step(series, part.step),
+                ):
+                    stats.add_step(step.duration_us, step.failed, step.attempts, at_ms)
             if detail.error is not None and i in failed:
-                self._add_error(window, detail.error, at_ms, now_ms)
+                self._add_error(window, series, detail.error, at_ms, now_ms)
         self._counted(session, len(durations))
-        self.last_day.add(
-            Tally(len(durations), len(failed), len(durations), sum(durations)), at_ms, now_ms
-        )
+        tally = Tally(len(durations), len(failed), len(timed), sum(timed))
+        self.last_day.add(tally, at_ms, now_ms)
         worker.recent.add(Column(key, batch.pipeline, at_ms, durations, failed, details))
 
     def _add(
@@ -267,16 +284,18 @@ class Collector:
         counted: Stats,
         at_ms: int,
         now_ms: int,
-    ) -> Key:
-        """Add to the totals of the life and to the window; the window's key."""
+    ) -> tuple[Key, Series]:
+        """Add to the life's totals, to all that ever was, and to the window; these two."""
         name, pipeline = self.pairs.place((worker.name, pipeline), now_ms)
         self._known(worker.series_of(session), worker, pipeline).merge(counted)
+        series = self.cumulative.of((name, pipeline), now_ms)
+        series.runs.merge(counted)
         version = session.hello.version or ""
         key = Key(name, pipeline, "", version)
         if version:
             key = self.versions.place(key, now_ms)
         self.outbox.stats(key, at_ms).merge(counted)
-        return key
+        return key, series
 
     def _known(self, series: dict[str, Stats], worker: Worker, pipeline: str) -> Stats:
         stats = series.get(pipeline)
@@ -287,9 +306,12 @@ class Collector:
                 self.pipelines_seen.popitem(last=False)
         return stats
 
-    def _add_error(self, window: Key, error: Error, at_ms: int, now_ms: int) -> None:
+    def _add_error(
+        self, window: Key, series: Series, error: Error, at_ms: int, now_ms: int
+    ) -> None:
         key = self.errors.place(window._replace(error=error.type), now_ms)
-        self.outbox.stats(key, at_ms).add_untimed_failure(at_ms)
+        self.cumulative.add_error(series, key.error)
+        self.outbox.stats(key, at_ms).add_untimed(at_ms, failed=True)
         traceback = error.traceback and error.traceback[-MAX_ERROR_TRACEBACK:]
         self.outbox.add_error(key, ErrorText(at_ms, error.message, traceback))
 
@@ -341,7 +363,7 @@ class Collector:
             worker = self.workers[session.worker]
             self._add(worker, session, start.pipeline, Stats(retries=1), now_ms, now_ms)
         session.running[start.pipeline, start.id] = InFlight(
-            start.id, start.pipeline, start.started_at
+            start.id, start.pipeline, start.started_at, start.attempt
         )
 
     # ------------------------------------------------------------ endings
@@ -354,7 +376,7 @@ class Collector:
         session.last_seen_ms = worker.last_seen_ms = now_ms
         # What is kept for a return is its number and its totals.
         session.hello = replace(session.hello, running=[], queues=[])
-        session.queues = None
+        session.queues, session.oldest = None, {}
         del self.sessions[session.id]
         worker.close(session, reason, now_ms, lost=lost)
         self.ended_sessions[session.id] = session
@@ -364,14 +386,15 @@ class Collector:
     def _lose_run(
         self, worker: Worker, session: Session, run: InFlight, why: str, now_ms: int
     ) -> None:
-        self.ended_runs.lose(run.pipeline, run.id, now_ms)
+        if not self.ended_runs.lose(run.pipeline, run.id, run.attempt, now_ms):
+            return  # its end was told by another process, such as a pool's parent
         counted = Stats()
-        counted.add_untimed_failure(now_ms)
-        key = self._add(worker, session, run.pipeline, counted, now_ms, now_ms)
+        counted.add_untimed(now_ms, failed=True)
+        key, series = self._add(worker, session, run.pipeline, counted, now_ms, now_ms)
         error = Error(type=WORKER_LOST, message=why)
-        self._add_error(key, error, now_ms, now_ms)
+        self._add_error(key, series, error, now_ms, now_ms)
         self.last_day.add(Tally(runs=1, failed=1), now_ms, now_ms)
-        detail = Detail(id=run.id, error=error)
+        detail = Detail(id=run.id, attempt=run.attempt or 1, error=error)
         worker.recent.add(
             Column(run.id, run.pipeline, now_ms, [None], {0}, {0: detail}, run.started_ms)
         )

@@ -75,11 +75,16 @@ class EndedRuns:
         self._pairs -= len(ending.attempts)
         return True
 
-    def lose(self, pipeline: str, id: str, now_ms: int) -> None:
-        """A run ends because its worker was lost."""
+    def lose(self, pipeline: str, id: str, attempt: int | None, now_ms: int) -> bool:
+        """A run ends because its worker was lost; False when its end has been told already.
+
+        A start that does not tell its attempt is of the one after those that have ended.
+        """
         ending = self._remember(pipeline, id, now_ms)
-        # A start does not tell its attempt: it is the one after those that have ended.
-        ending.lost = max(ending.attempts, default=0) + 1
+        if ending.final or attempt in ending.attempts:
+            return False
+        ending.lost = attempt or max(ending.attempts, default=0) + 1
+        return True
 
     def is_lost(self, pipeline: str, id: str) -> bool:
         ending = self.endings.get((pipeline, id))

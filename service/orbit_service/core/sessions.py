@@ -27,6 +27,7 @@ class InFlight:
     id: str
     pipeline: str
     started_ms: int
+    attempt: int | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Session:
     dropped: dict[str, int] = field(default_factory=dict)
     running: dict[tuple[str, str], InFlight] = field(default_factory=dict)
     queues: dict[str, int] | None = None
+    oldest: dict[str, int] = field(default_factory=dict)
     last_report_ms: int | None = None
     ledger: Ledger = field(default_factory=Ledger)
 

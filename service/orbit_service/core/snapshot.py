@@ -317,7 +317,7 @@ def _running_view(session: Session, run: InFlight) -> RunView:
         started_at=run.started_ms,
         finished_at=None,
         duration_ms=None,
-        attempt=1,
+        attempt=run.attempt or 1,
         worker=session.worker,
         pipeline=PipelineRef(id=run.pipeline, name=run.pipeline),
         steps=[],

@@ -63,12 +63,14 @@ class Stats(Struct, array_like=True):
         self.attempts += attempts - 1
         self.retries += attempts - 1
 
-    def add_untimed_failure(self, at_ms: int) -> None:
-        """Count a failure that has no duration: a run whose worker was killed."""
+    def add_untimed(self, at_ms: int, *, failed: bool) -> None:
+        """Count a run that has no duration, such as one whose worker was killed."""
         self.runs += 1
         self.attempts += 1
-        self.failed += 1
+        self.failed += failed
         self._saw(at_ms)
+        if not failed:
+            self.last_success_ms = _later(self.last_success_ms, at_ms)
 
     def add_unfinished_attempt(self) -> None:
         """Count an attempt that will be retried: the run itself is still to end."""

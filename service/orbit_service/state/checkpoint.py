@@ -15,6 +15,7 @@ import msgspec
 
 from orbit_service.core.cardinality import Places
 from orbit_service.core.collector import Collector
+from orbit_service.core.cumulative import Cumulative
 from orbit_service.core.ended import Ending
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.outbox import Key, Outbox
@@ -53,6 +54,7 @@ class _State(msgspec.Struct):
     versions: _Names
     steps: _Names
     errors: _Names
+    cumulative: Cumulative = msgspec.field(default_factory=Cumulative)
 
 
 _encode = encoder().encode
@@ -78,6 +80,7 @@ def dump(collector: Collector) -> bytes:
             versions=_names(collector.versions),
             steps=_names(collector.steps),
             errors=_names(collector.errors),
+            cumulative=collector.cumulative,
         )
     )
 
@@ -101,6 +104,7 @@ def load(data: bytes, collector: Collector) -> None:
     collector.pipelines_seen.update((pair, None) for pair in state.pipelines_seen)
     collector.last_day = LastDay(state.last_day)
     collector.outbox = state.outbox
+    collector.cumulative = state.cumulative
     _give_back(collector.pairs, state.pairs, tuple)
     for places, names in (
         (collector.versions, state.versions),

@@ -17,7 +17,7 @@ def verdicts(*events: str | tuple[int, bool]) -> list[Verdict]:
             case "start":
                 ended.start("send", "r1")
             case "lost":
-                ended.lose("send", "r1", T0)
+                ended.lose("send", "r1", None, T0)
             case (attempt, final):
                 found.append(ended.judge("send", "r1", attempt, final, T0))
     return found
@@ -85,7 +85,7 @@ def test_a_start_after_the_end_is_a_retry(
         if isinstance(event, tuple):
             ended.judge("send", "r1", *event, T0)
         else:
-            ended.lose("send", "r1", T0)
+            ended.lose("send", "r1", None, T0)
 
     assert ended.start("send", "r1") is retry
     assert ended.start("send", "r1") is False
@@ -100,7 +100,7 @@ def test_ids_are_apart_by_pipeline() -> None:
 
 def test_what_is_lost_is_known_until_it_starts_again() -> None:
     ended = EndedRuns()
-    ended.lose("send", "r1", T0)
+    ended.lose("send", "r1", None, T0)
 
     assert ended.is_lost("send", "r1")
     assert not ended.is_lost("fetch", "r1")

@@ -25,7 +25,7 @@ def stats_of(entries: list[tuple[int, bool, int] | str]) -> Stats:
     stats = Stats()
     for entry in entries:
         if entry == "lost":
-            stats.add_untimed_failure(T0)
+            stats.add_untimed(T0, failed=True)
         elif entry == "attempt":
             stats.add_unfinished_attempt()
         else:
@@ -72,7 +72,7 @@ def test_before_the_first_run_every_number_is_zero() -> None:
 def test_a_lost_run_is_a_failure_without_a_duration() -> None:
     stats = Stats()
     stats.add_runs([10 * MS], failed=0, at_ms=T0)
-    stats.add_untimed_failure(T0 + SECOND)
+    stats.add_untimed(T0 + SECOND, failed=True)
 
     assert (stats.runs, stats.failed, stats.attempts) == (2, 1, 2)
     assert (stats.min_ms, stats.average_ms, stats.max_ms) == (10, 10, 10)

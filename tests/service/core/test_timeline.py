@@ -39,7 +39,7 @@ def test_a_step_without_runs_is_empty_and_not_quick() -> None:
 
 def test_lost_runs_are_failures_without_a_duration() -> None:
     lost = Stats()
-    lost.add_untimed_failure(START)
+    lost.add_untimed(START, failed=True)
     found = summary(lost, HOUR)
 
     assert (found.runs, found.failed, found.error_rate, found.avg) == (1, 1, 100.0, None)
