@@ -16,6 +16,7 @@ from orbit_service.clock import wall_clock
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
+from orbit_service.exported import Exported
 from orbit_service.past import Archived
 from orbit_service.program import VERSION, Program, run
 from orbit_service.report import Reporter
@@ -45,6 +46,7 @@ class Service(Program):
         self.collector = self.intake.collector
         self.workers = Workers(self.intake, clock)
         self.past = Archived(settings, self.intake, clock)
+        self.exported = Exported(settings, self.intake, self.past, clock)
         self.dispatcher = Dispatcher(
             make_handlers(
                 self.collector,
@@ -59,7 +61,9 @@ class Service(Program):
         self._unix: UnixServer | None = None
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        await self._start_http(self.dispatcher, document(VERSION), stack)
+        await self._start_http(
+            self.dispatcher, document(VERSION), stack, scraper=self.exported.scraper
+        )
         self._start_state(stack)
         self.past.start(self, stack)
         self._start_unix(stack)
@@ -134,6 +138,7 @@ class Service(Program):
         store = Store(self.settings.state)
         collector, position, trouble = opened(store, self.settings.node)
         self.collector.become(collector)
+        self.exported.begin()
         loop = asyncio.get_running_loop()
         self.intake.journal = journal = Journal(
             store,
@@ -156,7 +161,9 @@ class Service(Program):
         stack.push_async_callback(stop)
 
     def _adopt(self, saved: Saved) -> None:
+        faults = self.exported.faults
         self.intake.adopt(saved)
+        self.exported.begin(faults)
         self.workers.await_return()
 
     def _start_unix(self, stack: AsyncExitStack) -> None:

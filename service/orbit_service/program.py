@@ -15,6 +15,7 @@ from loguru import logger
 
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.procedures import Health
+from orbit_service.exporters.scrape import Scraper
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.incidents import incident
 from orbit_service.settings import Address, Settings, warnings
@@ -62,7 +63,11 @@ class Program(ABC):
         """Start every part, and leave to the stack how it ends."""
 
     async def _start_http(
-        self, dispatcher: Dispatcher, document: Mapping[str, Any], stack: AsyncExitStack
+        self,
+        dispatcher: Dispatcher,
+        document: Mapping[str, Any],
+        stack: AsyncExitStack,
+        scraper: Scraper | None = None,
     ) -> None:
         address = self.settings.http
         if address is None:
@@ -73,7 +78,9 @@ class Program(ABC):
         from orbit_service.transport.http import HttpOptions, make_app
 
         options = HttpOptions(document, local=address.is_loopback, token=self.settings.token)
-        app = make_app(dispatcher, options, ready=lambda: self.ready, health=self.health)
+        app = make_app(
+            dispatcher, options, ready=lambda: self.ready, health=self.health, scraper=scraper
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -31,6 +31,7 @@ MIN_TOKEN = 8  # characters
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
 ELSEWHERE = {
     "ORBIT_WORKER_NAME",
+    "ORBIT_WORKER_VERSION",
     "ORBIT_DISABLED",
     "ORBIT_STRICT",
     "ORBIT_SPOOL_DIR",
@@ -101,6 +102,12 @@ class Settings(BaseSettings):
     # For how long windows of 10 s, 1 min and 1 h are kept.
     retention: Annotated[tuple[Level, ...], NoDecode] = Field(LEVELS, alias="ORBIT_RETENTION")
     stuck_after: int = Field(600, ge=1, alias="ORBIT_STUCK_AFTER")  # seconds
+    # What Prometheus and OpenTelemetry are told; each left out makes fewer series.
+    export_workers: bool = Field(True, alias="ORBIT_EXPORT_WORKERS")  # the label `worker`
+    export_steps: bool = Field(True, alias="ORBIT_EXPORT_STEPS")
+    export_waits: bool = Field(True, alias="ORBIT_EXPORT_WAITS")
+    # For so many seconds a worker that has ended is told of as being down.
+    export_ended_for: int = Field(900, ge=0, alias="ORBIT_EXPORT_ENDED_FOR")
 
     @field_validator("log_level", mode="before")
     @classmethod

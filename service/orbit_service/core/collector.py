@@ -211,6 +211,8 @@ class Collector:
             ledger.recorded += recorded - session.recorded
             for reason, change in changes.items():
                 ledger.drop(reason, change)
+        if changes:
+            self.cumulative.saw_dropped(self.ledger.dropped)
         session.acked = seq
         session.recorded = recorded
         session.dropped = dropped

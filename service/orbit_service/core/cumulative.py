@@ -9,7 +9,7 @@ goes back either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct, field
 
@@ -48,9 +48,13 @@ class Series(Struct, array_like=True):
 
     def copy(self) -> Series:
         """As it is now; it shares nothing that changes."""
-        copy = Series(self.created_ms)
-        copy.merge(self)
-        return copy
+        return Series(
+            self.created_ms,
+            self.runs.copy(),
+            self.waits.copy(),
+            dict(self.errors),
+            {name: stats.copy() for name, stats in self.steps.items()},
+        )
 
 
 class Cumulative(Struct):
@@ -58,6 +62,9 @@ class Cumulative(Struct):
 
     series: dict[Pair, Series] = field(default_factory=dict)
     gone: dict[str, Series] = field(default_factory=dict)
+    # The most that workers have said they dropped, by reason: what seemed dropped may
+    # turn out to have been counted.
+    dropped: dict[str, int] = field(default_factory=dict)
     error_types: int = 0
     steps: int = 0
 
@@ -66,6 +73,10 @@ class Cumulative(Struct):
         if series is None:
             series = self.series[pair] = Series(now_ms)
         return series
+
+    def saw_dropped(self, dropped: Mapping[str, int]) -> None:
+        for reason, results in dropped.items():
+            self.dropped[reason] = max(self.dropped.get(reason, 0), results)
 
     def add_error(self, series: Series, type: str) -> None:
         if type not in series.errors:

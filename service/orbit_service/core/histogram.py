@@ -92,13 +92,16 @@ class Histogram:
             self.lanes += other.lanes << (other.first - first) * LANE
             self.first = first
 
+    def copy(self) -> Histogram:
+        return Histogram(self.zeroes, self.first, self.lanes)
+
     @property
     def count(self) -> int:
-        return self.zeroes + sum(self._counts())
+        return self.zeroes + sum(self.counts())
 
     def buckets(self) -> Iterator[tuple[int, int]]:
         """Index and count of every bucket that holds something, lowest first."""
-        return ((i, n) for i, n in enumerate(self._counts(), self.first) if n)
+        return ((i, n) for i, n in enumerate(self.counts(), self.first) if n)
 
     def quantiles(self, qs: Sequence[float], low_us: int, high_us: int) -> list[float]:
         """The values of rank floor(q·n) in microseconds, clamped to the sample's [min, max].
@@ -107,7 +110,7 @@ class Histogram:
         edges is equal, so the error is at most (base-1)/(base+1), 1.1 %. Zeroes for
         an empty histogram.
         """
-        below = list(accumulate(self._counts(), initial=self.zeroes))
+        below = list(accumulate(self.counts(), initial=self.zeroes))
         count = below[-1]
         values = []
         for q in qs:
@@ -172,7 +175,7 @@ class Histogram:
         except (struct.error, KeyError, IndexError) as error:
             raise ValueError(f"not a histogram: {error}") from None
 
-    def _counts(self) -> array[int]:
+    def counts(self) -> array[int]:
         return _array(self.lanes)
 
     def __eq__(self, other: object) -> bool:

@@ -206,7 +206,7 @@ class Outbox(Struct):
     def unpublished(self, wanted: Callable[[int, Key], bool]) -> Unpublished:
         """Rows that are wanted, by start and key, as they are now."""
         open_rows = [
-            (start, key, copy_of(stats))  # they change while others read what we give
+            (start, key, stats.copy())  # they change while others read what we give
             for start, window in self.windows.items()
             for key, stats in window.items()
             if wanted(start, key)
@@ -270,12 +270,6 @@ def sum_of(window: Window) -> Stats:
         if not (key.step or key.error):
             total.merge(stats)
     return total
-
-
-def copy_of(stats: Stats) -> Stats:
-    copy = Stats()
-    copy.merge(stats)
-    return copy
 
 
 def _is_over(start_ms: int, now_ms: int) -> bool:

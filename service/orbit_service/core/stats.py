@@ -9,6 +9,7 @@ Rounding happens once, at the answer, half up, in integers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 
 from msgspec import Struct, field
 
@@ -111,6 +112,12 @@ class Stats(Struct, array_like=True):
             self.last_run_ms = last
         if success is not None and (self.last_success_ms is None or success > self.last_success_ms):
             self.last_success_ms = success
+
+    def copy(self) -> Stats:
+        """The same numbers; it shares nothing that changes."""
+        other = copy(self)
+        other.histogram = self.histogram.copy()
+        return other
 
     def _saw(self, at_ms: int) -> None:
         if self.first_run_ms is None or at_ms < self.first_run_ms:

@@ -8,6 +8,7 @@ number that workers are told. Without a journal the memory is all there is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -34,6 +35,7 @@ class Intake:
         self.collector = collector
         self.journal: Journal | None = None
         self.on_durable: Callable[[str], None] = lambda _session: None
+        self._waiting: list[tuple[int, asyncio.Event]] = []
 
     # ------------------------------------------------------------ what is told
 
@@ -148,10 +150,38 @@ class Intake:
 
     # ------------------------------------------------------------ what is on the disk
 
+    async def settle(self, seconds: float) -> bool:
+        """Wait until everything that is counted now is on the disk; False when it is not in time.
+
+        Where the disk is known not to take anything, at once.
+        """
+        journal = self.journal
+        if journal is None:
+            return True
+        if journal.trouble is not None:
+            return False
+        wanted = journal.told
+        if journal.on_disk >= wanted:
+            return True
+        there = asyncio.Event()
+        self._waiting.append((wanted, there))
+        journal.hurry()
+        try:
+            await asyncio.wait_for(there.wait(), seconds)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting.remove((wanted, there))
+        return True
+
     def committed(self, marks: Marks) -> None:
         """The journal has written this far."""
         collector = self.collector
         collector.outbox.committed(marks)
+        assert self.journal is not None
+        for wanted, there in self._waiting:
+            if self.journal.on_disk >= wanted:
+                there.set()
         for id, seq in marks.items():
             session = collector.sessions.get(id) or collector.ended_sessions.get(id)
             if session is not None and seq > session.durable:

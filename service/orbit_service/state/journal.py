@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
+from orbit_service.core.stats import Stats
 from orbit_service.state.events import Event, row_of
 from orbit_service.state.store import Saved, StateInUse, Store, StoreFailed
 
@@ -46,6 +47,7 @@ class _Batch:
     size: int = 0
     marks: Marks = field(default_factory=dict)
     checkpoint: bytes | None = None
+    told: int = 0  # how much had been told to the journal, this batch included
 
     def __bool__(self) -> bool:
         return bool(self.events or self.marks) or self.checkpoint is not None
@@ -82,6 +84,9 @@ class Journal:
         self.failures = 0
         self.commits = 0
         self.written_bytes = 0
+        self.commit_times = Stats()
+        self.told = 0  # how much was ever handed over, ...
+        self.on_disk = 0  # ... and how much of it is on the disk
         self._store = store
         self._loop = loop
         self._position = position
@@ -98,6 +103,7 @@ class Journal:
         self._asked = False
         self._stopping = False
         self._rest_until = 0.0
+        self._hurried = False
         self._retry_after = FIRST_RETRY
         self._thread = threading.Thread(target=self._run, name="orbit-journal", daemon=True)
 
@@ -114,6 +120,7 @@ class Journal:
 
     def mark(self, session: str, seq: int) -> None:
         """`session` has got to `seq` without an event: it counts with what came before."""
+        self.told += 1
         if not self._marks:
             # What comes in the same turn of the loop is handed over at once: waking the
             # thread costs more than counting a run.
@@ -127,6 +134,7 @@ class Journal:
                 batch.marks.update(self._marks)
                 batch.events += self._events
                 batch.size += self._size
+                batch.told = self.told
                 if batch.size > MAX_PENDING:
                     self._let_go()
             self._events.clear()
@@ -147,6 +155,7 @@ class Journal:
             self._next.events.clear()
             self._next.size = 0
             self._next.checkpoint = state
+            self._next.told = self.told
             self._next.marks.update(marks)
             self._needs_checkpoint = self._asked = False
             self._since_checkpoint = 0
@@ -155,6 +164,12 @@ class Journal:
     def wants_checkpoint(self) -> bool:
         """True when the journal has grown enough; the caller then gives one."""
         return self._since_checkpoint > CHECKPOINT_BYTES and not self._needs_checkpoint
+
+    def hurry(self) -> None:
+        """Somebody waits for what was told: write it without a rest."""
+        with self._condition:
+            self._hurried = True
+            self._condition.notify()
 
     @property
     def waiting(self) -> int:
@@ -206,8 +221,11 @@ class Journal:
             )
             if self._adopting:
                 return _Batch()
-            while (rest := self._rest_until - time.monotonic()) > 0 and not self._stopping:
+            while (rest := self._rest_until - time.monotonic()) > 0:
+                if self._stopping or self._hurried:
+                    break
                 self._condition.wait(rest)
+            self._hurried = False
             if self._needs_checkpoint and self._next.checkpoint is None:
                 # The loop was asked for it; without it nothing may be written.
                 if not self._asked:
@@ -227,10 +245,12 @@ class Journal:
             raise
         if events is not None or batch.checkpoint is not None:
             now = time.monotonic()
+            self.commit_times.add_runs((round((now - began) * 1_000_000),), 0, 0)
             self._rest_until = now + min(REST * (now - began), LONGEST_REST)
             self.commits += 1
             self.written_bytes += len(events or b"") + len(batch.checkpoint or b"")
             self._since_checkpoint += len(events or b"")
+        self.on_disk = max(self.on_disk, batch.told)
         self._loop.post(self._loop.committed, batch.marks)
 
     def _put(self, checkpoint: bytes | None, events: bytes | None) -> None:
@@ -247,6 +267,7 @@ class Journal:
         with self._condition:
             later, self._next = self._next, batch
             batch.marks.update(later.marks)
+            batch.told = max(batch.told, later.told)
             if later.checkpoint is not None:
                 batch.checkpoint = later.checkpoint
                 batch.events, batch.size = later.events, later.size
@@ -263,7 +284,7 @@ class Journal:
         """Forget what waits; the checkpoint that has to come holds it."""
         self._next.events.clear()
         self._next.marks.clear()
-        self._next.size = 0
+        self._next.size = self._next.told = 0
         self._next.checkpoint = None
         self._needs_checkpoint, self._asked = True, False
 

@@ -1,4 +1,4 @@
-"""HTTP for dashboards and probes: POST /rpc, the OpenRPC document, three probes."""
+"""HTTP for dashboards, Prometheus and probes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from aiohttp import web
 
 from orbit_rpc_schema.procedures import Health
 from orbit_rpc_schema.wire import MAX_LINE
+from orbit_service.exporters.scrape import Scraper
 from orbit_service.rpc.dispatch import Dispatcher
 
 PROBES = ("/livez", "/readyz", "/healthz")
@@ -34,8 +35,9 @@ def make_app(
     *,
     ready: Callable[[], bool],
     health: Callable[[], Health],
+    scraper: Scraper | None = None,
 ) -> web.Application:
-    """The application; `ready` says whether runs are taken."""
+    """The application; `ready` says whether runs are taken. A hub has no scraper."""
 
     async def rpc(request: web.Request) -> web.Response:
         if request.content_type != "application/json":
@@ -62,8 +64,20 @@ def make_app(
     async def openrpc(_request: web.Request) -> web.Response:
         return web.json_response(options.document)
 
+    async def metrics(request: web.Request) -> web.Response:
+        if scraper is None:
+            raise web.HTTPNotFound(text="a hub counts nothing itself: scrape its nodes\n")
+        page = await scraper.scrape(
+            request.headers.get("Accept", ""), request.headers.get("Accept-Encoding", "")
+        )
+        headers = {"Content-Type": page.content_type, "Vary": "Accept, Accept-Encoding"}
+        if page.gzipped:
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=page.body, headers=headers)
+
     app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options)])
     app.router.add_post("/rpc", rpc)
+    app.router.add_get("/metrics", metrics)
     app.router.add_get("/livez", live)
     app.router.add_get("/readyz", readiness)
     app.router.add_get("/healthz", healthz)

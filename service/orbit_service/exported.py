@@ -1,0 +1,91 @@
+"""The wiring of what others are told: Prometheus, which asks, and OpenTelemetry, which is told."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from orbit_service.core.cumulative import Series
+from orbit_service.exporters.reading import Options, Own, Reader
+from orbit_service.exporters.scrape import Scraper
+from orbit_service.past import Archived
+from orbit_service.program import VERSION
+from orbit_service.rpc.handlers import Clock
+from orbit_service.settings import Settings
+from orbit_service.state.intake import Intake
+
+
+class Exported:
+    """A node's exporters."""
+
+    def __init__(self, settings: Settings, intake: Intake, past: Archived, clock: Clock) -> None:
+        self._intake = intake
+        self._past = past
+        self._started_ms = clock()
+        # Faults are kept with the state, and some of them only with its next checkpoint:
+        # what may go back is told as of the process, like what begins with it.
+        self._earlier_faults: Counter[str] = Counter()
+        self.reader = Reader(
+            intake.collector,
+            Options(
+                worker_label=settings.export_workers,
+                steps=settings.export_steps,
+                waits=settings.export_waits,
+                ended_ms=settings.export_ended_for * 1000,
+            ),
+            clock,
+            self._own,
+            intake.settle,
+        )
+        self.scraper = Scraper(self.reader)
+
+    def begin(self, since: Mapping[str, int] | None = None) -> None:
+        """The state was read; `since` are the faults that this process had met before."""
+        self._earlier_faults = Counter(self._intake.collector.faults)
+        self._earlier_faults.subtract(since or {})
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """What this process has met."""
+        faults = self._intake.collector.faults
+        return {kind: count - self._earlier_faults[kind] for kind, count in faults.items()}
+
+    def _own(self) -> Own:
+        collector, journal = self._intake.collector, self._intake.journal
+        places = collector.places()
+        return Own(
+            version=VERSION,
+            started_ms=self._started_ms,
+            degraded={
+                "state": journal is not None and journal.trouble is not None,
+                "history": self._past.trouble is not None,
+                "series": any(kind.full for kind in places.values()),
+            },
+            faults=self.faults,
+            waiting=max(collector.ledger.waiting, 0),
+            places={name: (len(kind), kind.limit) for name, kind in places.items()},
+            sessions=len(collector.sessions),
+            history_waiting_bytes=collector.outbox.size,
+            commits=None if journal is None else Series(0, journal.commit_times),
+            commit_failures=0 if journal is None else journal.failures,
+            cpu_seconds=_cpu_seconds(),
+            rss_bytes=_rss_bytes(),
+        )
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _rss_bytes() -> int:
+    """Resident memory now; where the system does not tell, its peak."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,1 @@
+"""The numbers in the forms of others: Prometheus, OpenMetrics, OTLP."""
