@@ -66,6 +66,7 @@ class Service(Program):
         )
         self._start_state(stack)
         self.past.start(self, stack)
+        self.exported.start(self, stack)
         self._start_unix(stack)
         self._repeat(EXPIRE_SECONDS, self._look, stack)
         reporter = Reporter(self.metrics)
@@ -88,7 +89,7 @@ class Service(Program):
             self.collector,
             self.settings.stuck_after * 1000,
             self.clock(),
-            [*self._state_troubles(), *self.past.troubles()],
+            [*self._state_troubles(), *self.past.troubles(), *self.exported.troubles()],
         )
 
     def _state_troubles(self) -> Iterator[str]:

@@ -175,6 +175,8 @@ def check_config() -> None:
             value = "*" if value is None else ",".join(map(str, sorted(value))) or "(own and root)"
         if name == "token":
             value = "(set)" if value else "(none)"
+        if name == "otlp_headers":
+            value = ",".join(f"{header}=(set)" for header in value) or None
         if name == "history_url" and value:
             value = without_password(value)
         if name == "retention":

@@ -5,17 +5,34 @@ from __future__ import annotations
 import resource
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
+from socket import gethostname
+from typing import TYPE_CHECKING
 
+from orbit_rpc_schema.errors import Explained
 from orbit_service.core.cumulative import Series
 from orbit_service.exporters.reading import Options, Own, Reader
 from orbit_service.exporters.scrape import Scraper
 from orbit_service.past import Archived
-from orbit_service.program import VERSION
+from orbit_service.program import VERSION, Program
 from orbit_service.rpc.handlers import Clock
 from orbit_service.settings import Settings
 from orbit_service.state.intake import Intake
+
+if TYPE_CHECKING:
+    from orbit_service.exporters.push import Pusher
+
+
+LAST_SECONDS = 3.0  # for the push when the service stops
+
+
+class NoOtlp(Explained):
+    """
+    ORBIT_OTLP_URL is set, and {missing} is not installed.
+    Install orbit-metrics[service,otlp], or unset it.
+    """
 
 
 class Exported:
@@ -41,6 +58,19 @@ class Exported:
             intake.settle,
         )
         self.scraper = Scraper(self.reader)
+        self._pusher = _pusher(settings, self.reader)
+
+    def start(self, program: Program, stack: AsyncExitStack) -> None:
+        """Push, where there is where to; to be stopped before the state is closed."""
+        pusher = self._pusher
+        if pusher is not None:
+            stack.push_async_callback(pusher.push, LAST_SECONDS)
+            program.spawn(pusher.run(), stack)
+
+    def troubles(self) -> Iterator[str]:
+        """What is wrong, in sentences."""
+        if self._pusher is not None and self._pusher.trouble is not None:
+            yield f"the push to OpenTelemetry fails ({self._pusher.trouble})"
 
     def begin(self, since: Mapping[str, int] | None = None) -> None:
         """The state was read; `since` are the faults that this process had met before."""
@@ -63,17 +93,44 @@ class Exported:
                 "state": journal is not None and journal.trouble is not None,
                 "history": self._past.trouble is not None,
                 "series": any(kind.full for kind in places.values()),
+                **({"otlp": self._pusher.trouble is not None} if self._pusher else {}),
             },
             faults=self.faults,
             waiting=max(collector.ledger.waiting, 0),
             places={name: (len(kind), kind.limit) for name, kind in places.items()},
             sessions=len(collector.sessions),
             history_waiting_bytes=collector.outbox.size,
-            commits=None if journal is None else Series(0, journal.commit_times),
+            commits=None if journal is None else Series(0, journal.commit_times.copy()),
             commit_failures=0 if journal is None else journal.failures,
+            pushes=None if self._pusher is None else dict(self._pusher.pushes),
             cpu_seconds=_cpu_seconds(),
             rss_bytes=_rss_bytes(),
         )
+
+
+def _pusher(settings: Settings, reader: Reader) -> Pusher | None:
+    """Raises NoOtlp where the extra is missing."""
+    if settings.otlp_url is None:
+        return None
+    try:
+        from orbit_service.exporters.push import Pusher, Target
+    except ModuleNotFoundError as missing:
+        raise NoOtlp(missing=missing.name) from None
+    return Pusher(
+        reader,
+        Target(
+            settings.otlp_url,
+            settings.otlp_interval,
+            VERSION,
+            settings.otlp_headers,
+            resource={
+                "service.name": "orbit-metrics",
+                "service.version": VERSION,
+                "service.instance.id": settings.node,
+                "host.name": gethostname(),
+            },
+        ),
+    )
 
 
 def _cpu_seconds() -> float:

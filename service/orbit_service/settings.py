@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -109,6 +110,13 @@ class Settings(BaseSettings):
     # For so many seconds a worker that has ended is told of as being down.
     export_ended_for: int = Field(900, ge=0, alias="ORBIT_EXPORT_ENDED_FOR")
 
+    # Where to push by OTLP over HTTP, how often (seconds), and what to say of ourselves.
+    otlp_url: str | None = Field(None, alias="ORBIT_OTLP_URL")
+    otlp_interval: int = Field(60, ge=1, alias="ORBIT_OTLP_INTERVAL")
+    otlp_headers: Annotated[Mapping[str, str], NoDecode] = Field(
+        default_factory=dict, alias="ORBIT_OTLP_HEADERS", repr=False
+    )
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:
@@ -188,6 +196,28 @@ class Settings(BaseSettings):
         if not colon or not port.isdecimal() or int(port) > 65_535:
             raise ValueError("host:port, such as 127.0.0.1:8790, or none")
         return Address((host.strip("[]") or "0.0.0.0", int(port)))  # noqa: S104  # ":8790" means all
+
+    @field_validator("otlp_url")
+    @classmethod
+    def _reachable(cls, value: str | None) -> str | None:
+        if value in (None, "", "none"):
+            return None
+        url = urlsplit(str(value))
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("a URL such as http://collector:4318/v1/metrics")
+        # A bare address means the path that the protocol gives to metrics.
+        return urlunsplit(url if url.path.strip("/") else url._replace(path="/v1/metrics"))
+
+    @field_validator("otlp_headers", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        """`name=value,name=value`, percent-encoded as OTEL_EXPORTER_OTLP_HEADERS is."""
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(equals and name.strip() for name, equals, _value in pairs):
+            raise ValueError("name=value pairs with commas between, such as api-key=abc")
+        return {name.strip(): unquote(text.strip()) for name, _equals, text in pairs}
 
     @field_validator("node")
     @classmethod

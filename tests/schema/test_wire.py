@@ -226,23 +226,31 @@ def test_messages_are_json_rpc_2() -> None:
 def test_the_service_reads_a_record_as_it_was_meant() -> None:
     batch = {"pipeline": "send", "at": T0, "durationUs": [1200, 90], "failed": [1]}
     start = {"id": "r1", "pipeline": "send", "startedAt": T0}
-    line = record_line(seq=7, recorded=9, dropped={"full": 1}, batches=[batch], started=[start])
+    line = record_line(
+        seq=7,
+        recorded=9,
+        dropped={"full": 1},
+        batches=[batch],
+        started=[start],
+        withdrawn=[{"id": "r2", "pipeline": "send"}],
+    )
     message = msgspec.convert(json.loads(line)["params"], Record)
 
     assert (message.seq, message.recorded, message.dropped) == (7, 9, {"full": 1})
     assert (message.batches[0].duration_us, message.batches[0].failed) == ([1200, 90], [1])
-    assert message.started[0].id == "r1"
+    assert (message.started[0].id, message.started[0].attempt) == ("r1", None)
+    assert message.withdrawn[0].id == "r2"
 
 
 def test_a_record_without_starts_does_not_mention_them() -> None:
     line = record_line(seq=1, recorded=0, dropped={}, batches=[])
 
-    assert "started" not in json.loads(line)["params"]
+    assert json.loads(line)["params"].keys().isdisjoint({"started", "withdrawn"})
 
 
 def test_the_service_reads_a_heartbeat_as_it_was_meant() -> None:
     totals: dict[str, Any] = {"seq": 8, "recorded": 9, "dropped": {"full": 1}, "in_flight": 2}
-    gauges: dict[str, Any] = {"rss_bytes": 5, "queues": {"mail": 3}}
+    gauges: dict[str, Any] = {"rss_bytes": 5, "queues": {"mail": 3}, "oldest": {"mail": T0}}
     line = heartbeat_line(**totals, **gauges, cpu_seconds=1.23456, last_report_at_ms=T0)
     beat = msgspec.convert(json.loads(line)["params"], Heartbeat)
 
@@ -254,7 +262,7 @@ def test_the_service_reads_a_heartbeat_as_it_was_meant() -> None:
 def test_a_heartbeat_without_queues_does_not_claim_that_they_are_empty() -> None:
     line = heartbeat_line(seq=1, recorded=0, dropped={}, in_flight=0, cpu_seconds=0.0, rss_bytes=0)
 
-    assert json.loads(line)["params"].keys().isdisjoint({"queues", "lastReportAt"})
+    assert json.loads(line)["params"].keys().isdisjoint({"queues", "oldest", "lastReportAt"})
 
 
 def test_the_service_reads_a_hello_as_it_was_meant() -> None:
@@ -265,6 +273,7 @@ def test_the_service_reads_a_hello_as_it_was_meant() -> None:
         started_at_ms=T0,
         running=running,
         version="1.2",
+        framework="celery 5.6",
         slots=4,
         queues=["mail"],
     )
@@ -272,6 +281,8 @@ def test_the_service_reads_a_hello_as_it_was_meant() -> None:
 
     assert (hello.session, hello.worker, hello.started_at) == ("s1", "mailer", T0)
     assert (hello.version, hello.slots, hello.queues) == ("1.2", 4, ["mail"])
+    assert hello.runtime is not None
+    assert hello.runtime.endswith(", celery 5.6")
     assert hello.running[0].id == "r1"
 
 

@@ -14,7 +14,7 @@ from builders import T0
 from interruption import interrupted_at
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_worker import buffer as buffer_module
-from orbit_worker.buffer import Buffer, Refused, Result, Started
+from orbit_worker.buffer import Buffer, Refused, Result, Started, Withdrawn
 
 
 class Counting:
@@ -122,6 +122,32 @@ def test_a_run_that_starts_again_after_its_end_does_so_in_a_message_of_its_own()
 
     first, second = formed(buffer)
     assert "started" not in first
+    assert [start["id"] for start in second["started"]] == ["r1"]
+
+
+def test_a_start_that_says_its_attempt_tells_it():
+    [start] = form(Started("send", T0, "r1", 3))["started"]
+
+    assert start["attempt"] == 3
+
+
+def test_a_start_that_was_announced_can_be_taken_back():
+    assert form(Withdrawn("send", "r1"))["withdrawn"] == [{"id": "r1", "pipeline": "send"}]
+
+
+def test_a_start_that_is_taken_back_at_once_is_never_told():
+    params = form(Started("send", T0, "r1"), Withdrawn("send", "r1"), ("send", 1, True))
+
+    assert params.keys().isdisjoint({"started", "withdrawn"})
+
+
+def test_a_run_that_starts_again_after_it_was_taken_back_does_so_in_a_message_of_its_own():
+    buffer = Buffer()
+    buffer.open += [Withdrawn("send", "r1"), Started("send", T0, "r1")]
+    form_rest(buffer)
+
+    first, second = formed(buffer)
+    assert ("withdrawn" in first, "started" in first) == (True, False)
     assert [start["id"] for start in second["started"]] == ["r1"]
 
 

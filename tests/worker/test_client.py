@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import pytest
 
-from builders import environment
+from builders import environment, until
 from orbit_worker import DerivedMetrics, MetricsSnapshot, RunStep
 from orbit_worker.client import MAX_DURATION_MS, MetricsClient
 
@@ -287,3 +287,58 @@ def test_at_exit_nothing_is_waited_for_without_a_service(tmp_path):
     without = elapsed(lambda: run_python(tmp_path, "import orbit_worker"))
 
     assert elapsed(lambda: run_python(tmp_path, RECORD_AND_LEAVE)) < without + 1
+
+
+# ---------------------------------------------------------------- for integrations
+
+
+def test_a_run_that_nobody_measured_counts_and_has_no_duration(client, service):
+    client.record_run(None, False, error="killed")
+    client.record_run(20, True)
+    metrics = client.get_metrics()
+
+    assert (metrics.total_runs, metrics.total_failed, metrics.avg_execution_time) == (2, 1, 20)
+
+
+def test_a_start_that_is_taken_back_is_in_flight_no_more(client, service):
+    client.start_run("r1")
+    client.start_run("r2")
+    client.flush()
+    assert service.ask("worker.stats")["running"] == 2
+    client.withdraw_run("r1")
+    client.withdraw_run("never begun")
+    client.flush()
+
+    assert service.ask("worker.stats")["running"] == 1
+    assert client.get_metrics().total_runs == 0
+
+
+def test_a_description_is_told_with_the_next_connection(client, service):
+    client.describe(version="1.2", framework="celery 5.6", slots=8, queue_depths=lambda: {"q": 4})
+    client.connect()
+    [worker] = until(lambda: [w for w in service.ask("worker.list") if w["queues"]])
+
+    assert (worker["versions"], worker["slots"], worker["queues"]) == (["1.2"], 8, {"q": 4})
+    assert worker["runtimes"][0].endswith(", celery 5.6")
+
+
+def test_the_version_is_named_by_argument_then_environment(tmp_path):
+    environ = {"ORBIT_WORKER_VERSION": "2"}
+
+    assert MetricsClient(environ=environ).version == "2"
+    assert MetricsClient(version="3", environ=environ).version == "3"
+
+
+def test_a_forked_child_tells_of_no_slots_and_no_queues(tmp_path):
+    code = """if True:
+        import os
+        from orbit_worker import default_client
+        client = default_client()
+        client.describe(version="1", slots=8, queue_depths=dict)
+        if os.fork() == 0:
+            print(client.version, client.slots, client._sender.host.queue_depths, flush=True)
+            os._exit(0)
+        os.wait()
+    """
+
+    assert run_python(tmp_path, code) == "1 None None\n"

@@ -8,11 +8,12 @@ import threading
 
 import pytest
 
-from builders import until
+from builders import T0, until
 from orbit_worker import host as host_module
 from orbit_worker import sender as sender_module
 from orbit_worker.buffer import MAX_OPEN
 from orbit_worker.client import MetricsClient
+from orbit_worker.host import Waiting
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,17 @@ def test_a_heartbeat_tells_what_the_process_needs(scripted, tmp_path):
     assert beat["rssBytes"] > 1_000_000
     assert beat["cpuSeconds"] > 0
     assert beat["queues"] == {"fast": 3}
+    client.close()
+
+
+def test_a_queue_may_tell_since_when_its_oldest_task_waits(scripted, tmp_path):
+    depths = {"fast": Waiting(3, T0), "slow": Waiting(0), "none": 7}
+    client = MetricsClient(socket=tmp_path / "worker.sock", queue_depths=lambda: depths)
+    client.connect()
+
+    [beat] = until(lambda: scripted.params("worker.heartbeat"))
+    assert beat["queues"] == {"fast": 3, "slow": 0, "none": 7}
+    assert beat["oldest"] == {"fast": T0}
     client.close()
 
 

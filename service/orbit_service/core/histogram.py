@@ -28,6 +28,8 @@ PER_DOUBLING = 1 << SCALE
 BASE = 2.0 ** (1 / PER_DOUBLING)
 MICROSECONDS = 1_000_000
 LANE = 64  # bits of a count
+# Zero is what took less than half a microsecond; below this edge of a bucket there is no other.
+ZERO_THRESHOLD = 2.0**-21  # seconds
 
 _HEADER = struct.Struct("<bhQ")  # bytes of a count (negative: sparse), first bucket, zeroes
 _TYPES = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of array.array, by bytes of a count

@@ -397,6 +397,16 @@ def _of_service(own: Own) -> Iterator[Family]:
             otel="orbit.state.commit.failures",
             otel_unit="{commit}",
         )
+    if own.pushes is not None:
+        yield Family(
+            "orbit_otlp_pushes",
+            "counter",
+            "Pushes to the OpenTelemetry collector, since the process began.",
+            ("outcome",),
+            (Sample((o,), n, own.started_ms) for o, n in sorted(own.pushes.items())),
+            otel="orbit.otlp.pushes",
+            otel_unit="{push}",
+        )
     yield Family(
         "orbit_history_waiting_bytes",
         "gauge",
@@ -422,6 +432,8 @@ def _of_service(own: Own) -> Iterator[Family]:
         (),
         [Sample((), own.cpu_seconds, own.started_ms)],
         unit="seconds",
+        otel="process.cpu.time",
+        otel_unit="s",
     )
     yield Family(
         "process_resident_memory_bytes",
@@ -430,6 +442,8 @@ def _of_service(own: Own) -> Iterator[Family]:
         (),
         [Sample((), own.rss_bytes)],
         unit="bytes",
+        otel="process.memory.usage",
+        otel_unit="By",
     )
 
 

@@ -14,16 +14,13 @@ import struct
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from orbit_service.core.histogram import SCALE
+from orbit_service.core.histogram import SCALE, ZERO_THRESHOLD
 from orbit_service.exporters.edges import EDGES, cumulative
 from orbit_service.exporters.families import Distribution, Family, Kind, Sample
 from orbit_service.exporters.text import KEPT_LABELS
 
 _TYPES: dict[Kind, int] = {"counter": 0, "gauge": 1, "info": 1, "histogram": 4}
 _SUFFIX: dict[Kind, str] = {"counter": "_total", "gauge": "", "info": "_info", "histogram": ""}
-# A zero is what took less than half a microsecond; this edge of a bucket is just below it.
-ZERO_THRESHOLD = 2.0**-21
-
 _VARINT, _FIXED64, _BYTES = 0, 1, 2
 _DELTA = bytes((13 << 3 | _VARINT,))
 _double = struct.Struct("<d").pack

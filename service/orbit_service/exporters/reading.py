@@ -80,6 +80,7 @@ class Own:
     history_waiting_bytes: int
     commits: Series | None = None  # durations of commits, where there is a disk
     commit_failures: int = 0
+    pushes: Mapping[str, int] | None = None  # by outcome, where there is where to push
     cpu_seconds: float = 0.0
     rss_bytes: int = 0
 

@@ -245,7 +245,8 @@ class Journal:
             raise
         if events is not None or batch.checkpoint is not None:
             now = time.monotonic()
-            self.commit_times.add_runs((round((now - began) * 1_000_000),), 0, 0)
+            took_us = round((now - began) * 1_000_000)
+            self._loop.post(self.commit_times.add_runs, (took_us,), 0, 0)
             self._rest_until = now + min(REST * (now - began), LONGEST_REST)
             self.commits += 1
             self.written_bytes += len(events or b"") + len(batch.checkpoint or b"")

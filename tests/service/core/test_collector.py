@@ -20,7 +20,7 @@ from builders import (
     a_session,
     a_start,
 )
-from orbit_rpc_schema.messages import Detail, Error, Record
+from orbit_rpc_schema.messages import Detail, Error, Record, Withdrawal
 from orbit_rpc_schema.wire import LIMITS, WORKER_LOST
 from orbit_service.core import collector as bounds
 from orbit_service.core.cardinality import MAX_PAIRS, OTHER_PIPELINES, OTHER_WORKERS
@@ -344,6 +344,65 @@ def test_a_higher_attempt_of_a_lost_run_is_a_new_run(collector: Collector) -> No
     collector.record(a_session(collector, "s2"), a_record(1, a_result("r1", attempt=2)), T0)
 
     assert (collector.ledger.late, totals(collector).runs, totals(collector).retries) == (0, 1, 1)
+
+
+def test_a_lost_run_whose_end_a_parent_process_has_told_counts_once(collector: Collector) -> None:
+    parent = a_session(collector, "parent")
+    child = a_session(collector, "child", running=[a_start("r1", attempt=1)])
+    told = a_result("r1", failed=True, untimed=True, error=Error(type="TimeLimitExceeded"))
+    collector.record(parent, a_record(1, told), T0)
+    collector.lose(child, T0)
+
+    assert (totals(collector).runs, totals(collector).failed) == (1, 1)
+    assert newest_run(collector).detail.error == Error(type="TimeLimitExceeded")
+
+
+def test_a_parent_that_tells_of_a_lost_run_later_changes_nothing(collector: Collector) -> None:
+    parent = a_session(collector, "parent")
+    collector.lose(a_session(collector, "child", running=[a_start("r1", attempt=2)]), T0)
+    told = a_result("r1", failed=True, untimed=True, attempt=2)
+    collector.record(parent, a_record(1, told), T0)
+
+    assert (totals(collector).runs, collector.ledger.late) == (1, 1)
+
+
+def test_an_attempt_that_a_parent_says_is_tried_again_is_not_lost(collector: Collector) -> None:
+    parent = a_session(collector, "parent")
+    child = a_session(collector, "child", running=[a_start("r1", attempt=1)])
+    collector.record(parent, a_record(1, a_result("r1", failed=True, final=False)), T0)
+    collector.lose(child, T0)
+
+    stats = totals(collector)
+    assert (stats.runs, stats.attempts, stats.retries) == (0, 1, 1)
+
+
+# ---------------------------------------------------------------- runs that nobody measured
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_run_without_a_duration_counts_and_has_none(collector: Collector, failed: bool) -> None:
+    session = a_session(collector)
+    batch = a_batch(7, 8 * MS, failed=[0] if failed else [], details={0: Detail(untimed=True)})
+    collector.record(session, a_record(1, batch), T0)
+
+    stats = totals(collector)
+    assert (stats.runs, stats.failed, stats.timed, stats.total_us) == (2, failed, 1, 8 * MS)
+    assert [run.duration_us for run in collector.workers["mailer"].recent.newest(T0)] == [
+        8 * MS,
+        None,
+    ]
+    assert collector.last_day.since(T0).timed == 1
+
+
+def test_a_start_that_is_taken_back_is_nothing(collector: Collector) -> None:
+    session = a_session(collector)
+    collector.record(session, a_record(1, started=[a_start("r1")]), T0)
+    taken_back = [Withdrawal(id="r1", pipeline="send")]
+    collector.record(session, a_record(2, withdrawn=taken_back), T0)
+    assert in_flight(collector) == []
+    collector.lose(session, T0)
+
+    assert collector.workers["mailer"].last_life.total_runs == 0
 
 
 # ---------------------------------------------------------------- runs and attempts

@@ -188,3 +188,24 @@ def test_what_has_left_makes_room(leaves: str) -> None:
 
     assert pairs(ended) == KEPT_PAIRS
     assert ended.judge("send", "r1", 1, RETRIED, later) is REPEATED
+
+
+@pytest.mark.parametrize(
+    ("told", "lost", "counts"),
+    [
+        pytest.param([], None, True, id="nothing was told"),
+        pytest.param([(1, RETRIED)], None, True, id="an attempt: the next one is lost"),
+        pytest.param([(1, RETRIED)], 1, False, id="this very attempt"),
+        pytest.param([(1, RETRIED)], 2, True, id="the attempt before"),
+        pytest.param([(2, FINAL)], 2, False, id="its end"),
+        pytest.param([(2, FINAL)], None, False, id="the end of one that did not say which it was"),
+    ],
+)
+def test_what_has_ended_already_is_not_lost(
+    told: list[tuple[int, bool]], lost: int | None, counts: bool
+) -> None:
+    ended = EndedRuns()
+    for attempt, final in told:
+        ended.judge("send", "r1", attempt, final, T0)
+
+    assert ended.lose("send", "r1", lost, T0) is counts

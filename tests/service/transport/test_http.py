@@ -18,6 +18,7 @@ from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
+from orbit_service.exported import Exported
 from orbit_service.past import Archived
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 from orbit_service.rpc.handlers import make_handlers
@@ -33,9 +34,10 @@ VERSION = "1.2.3"
 def serve(aiohttp_client):
     """A client of the application under these options."""
 
-    async def serve(ready: bool = True, **options: Any) -> TestClient:
+    async def serve(ready: bool = True, hub: bool = False, **options: Any) -> TestClient:
         collector = Collector("box")
-        past = Archived(Settings(), Intake(collector), lambda: T0)
+        intake = Intake(collector)
+        past = Archived(Settings(), intake, lambda: T0)
         handlers = make_handlers(
             collector,
             lambda: T0,
@@ -50,6 +52,7 @@ def serve(aiohttp_client):
             HttpOptions(document(VERSION), **options),
             ready=lambda: ready,
             health=lambda: health(collector, 1, T0),
+            scraper=None if hub else Exported(Settings(), intake, past, lambda: T0).scraper,
         )
         return await aiohttp_client(app)
 
@@ -245,3 +248,39 @@ def test_the_running_service_listens_where_it_says(service):
 def test_http_and_the_socket_answer_alike(service):
     with urlopen(f"http://{service.ask('service.info')['http']}/openrpc.json") as response:
         assert json.load(response) == service.ask("rpc.discover")
+
+
+# ---------------------------------------------------------------- GET /metrics
+
+
+async def test_a_scrape_is_answered_in_the_form_that_it_asks_for(http):
+    plain = await http.get("/metrics")
+    opened = await http.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+
+    assert plain.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "orbit_build_info" in await plain.text()
+    assert opened.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert (await opened.text()).endswith("# EOF\n")
+
+
+async def test_a_scrape_is_compressed_for_whoever_takes_that(http, monkeypatch):
+    monkeypatch.setattr("orbit_service.exporters.scrape.LEAST_TO_COMPRESS", 0)
+    page = await http.get("/metrics", headers={"Accept-Encoding": "gzip"})
+
+    assert page.headers["Content-Encoding"] == "gzip"
+    assert "orbit_build_info" in await page.text()
+
+
+async def test_a_scrape_needs_the_token(serve):
+    client = await serve(token=TOKEN)
+
+    assert (await client.get("/metrics")).status == 401
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert (await client.get("/metrics", headers=headers)).status == 200
+
+
+async def test_a_hub_says_that_its_nodes_are_to_be_scraped(serve):
+    answer = await (await serve(hub=True)).get("/metrics")
+
+    assert answer.status == 404
+    assert "scrape its nodes" in await answer.text()
