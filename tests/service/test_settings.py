@@ -247,3 +247,45 @@ def test_an_unknown_name_does_not_stop_the_service(settings_of):
 @pytest.mark.parametrize(("interval", "warned"), [("1000", 1), ("9999", 1), ("10000", 0)])
 def test_a_short_interval_is_for_trying_out(settings_of, interval, warned):
     assert len(warnings(settings_of(METRICS_INTERVAL=interval), {})) == warned
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("http://collector:4318", "http://collector:4318/v1/metrics"),
+        ("https://collector/", "https://collector/v1/metrics"),
+        ("http://collector:4318/own/path", "http://collector:4318/own/path"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_push_goes_to_the_path_of_the_protocol_unless_one_is_named(settings_of, value, url):
+    assert settings_of(ORBIT_OTLP_URL=value).otlp_url == url
+
+
+@pytest.mark.parametrize(
+    "value", ["collector:4318", "grpc://collector:4317", "http://", "http://["]
+)
+def test_a_push_to_what_is_no_url_is_named(problems_of, value):
+    assert "ORBIT_OTLP_URL" in problems_of(ORBIT_OTLP_URL=value)
+
+
+def test_headers_of_the_push_are_pairs(settings_of):
+    headers = settings_of(ORBIT_OTLP_HEADERS="api-key=a%20b, x-scope=1,").otlp_headers
+
+    assert headers == {"api-key": "a b", "x-scope": "1"}
+
+
+@pytest.mark.parametrize("value", ["api-key", "=abc", "a=b,c"])
+def test_headers_that_are_no_pairs_are_named(problems_of, value):
+    assert "ORBIT_OTLP_HEADERS" in problems_of(ORBIT_OTLP_HEADERS=value)
+
+
+def test_what_is_exported_can_be_turned_off(settings_of):
+    settings = settings_of(ORBIT_EXPORT_WORKERS="false", ORBIT_EXPORT_STEPS="0")
+
+    assert (settings.export_workers, settings.export_steps, settings.export_waits) == (
+        False,
+        False,
+        True,
+    )

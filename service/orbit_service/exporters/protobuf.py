@@ -22,7 +22,6 @@ from orbit_service.exporters.text import KEPT_LABELS
 _TYPES: dict[Kind, int] = {"counter": 0, "gauge": 1, "info": 1, "histogram": 4}
 _SUFFIX: dict[Kind, str] = {"counter": "_total", "gauge": "", "info": "_info", "histogram": ""}
 _VARINT, _FIXED64, _BYTES = 0, 1, 2
-_DELTA = bytes((13 << 3 | _VARINT,))
 _double = struct.Struct("<d").pack
 
 
@@ -54,15 +53,16 @@ def _metric(family: Family, sample: Sample) -> bytes:
 
 def _histogram(value: Distribution, created_ms: int) -> bytes:
     histogram = value.histogram
-    classic = b"".join(
-        _bytes(3, _number(1, count) + _float(2, edge))
-        for edge, count in zip(EDGES, cumulative(histogram), strict=True)
-    )
-    deltas, before = bytearray(), 0
+    classic = []
+    for count, edge in zip(cumulative(histogram), _UPPER_BOUNDS, strict=True):
+        told = _varint(count)
+        # A bucket of two fields: its length, then the count, then the edge as it always is.
+        classic.append(b"\x1a%c\x08%b%b" % (1 + len(told) + len(edge), told, edge))
+    deltas, before = [], 0
     spans: list[list[int]] = []  # gap and length
     end = 0
     for index, count in histogram.buckets():
-        deltas += _DELTA + _varint(_zigzag(count - before))
+        deltas.append(_zigzag(count - before))
         before = count
         if spans and index == end:
             spans[-1][1] += 1
@@ -72,14 +72,26 @@ def _histogram(value: Distribution, created_ms: int) -> bytes:
     return (
         _number(1, value.count)
         + _float(2, value.sum_us / 1_000_000)
-        + classic
+        + b"".join(classic)
         + _number(5, _zigzag(SCALE))
         + _float(6, ZERO_THRESHOLD)
         + _number(7, histogram.zeroes)
-        + b"".join(_bytes(12, _number(1, _zigzag(gap)) + _number(2, n)) for gap, n in spans)
-        + bytes(deltas)
+        + b"".join([_span(gap, length) for gap, length in spans])
+        + (_bytes(13, _packed(deltas)) if deltas else b"")
         + _time(15, created_ms)
     )
+
+
+@lru_cache(4096)
+def _span(gap: int, length: int) -> bytes:
+    return _bytes(12, _number(1, _zigzag(gap)) + _number(2, length))
+
+
+def _packed(numbers: list[int]) -> bytes:
+    """Varints one after another."""
+    if max(numbers) < 0x80:
+        return bytes(numbers)
+    return b"".join(map(_varint, numbers))
 
 
 # ---------------------------------------------------------------- fields
@@ -123,6 +135,9 @@ def _time(field: int, epoch_ms: int) -> bytes:
         return b""
     seconds, ms = divmod(epoch_ms, 1000)
     return _bytes(field, _number(1, seconds) + _number(2, ms * 1_000_000))
+
+
+_UPPER_BOUNDS = [_float(2, edge) for edge in EDGES]
 
 
 @lru_cache(KEPT_LABELS)
