@@ -269,7 +269,8 @@ def _of_now(reading: Reading, options: Options) -> Iterator[Family]:
 
 
 def _of_intake(counts: Counts, own: Own) -> Iterator[Family]:
-    # Of the state, which is older than the process; when it began is not kept.
+    # Of the state, which is older than the process; when it began is not kept. The usual
+    # reasons are there from the start: a counter that begins at one has not increased.
     def by(counted: dict[str, int]) -> Iterator[Sample]:
         return (Sample((name,), count) for name, count in sorted(counted.items()))
 
@@ -287,7 +288,7 @@ def _of_intake(counts: Counts, own: Own) -> Iterator[Family]:
         "counter",
         "Results that workers dropped, by reason.",
         ("reason",),
-        by(counts.dropped),
+        by({"buffer full": 0, "overload": 0, **counts.dropped}),
         otel="orbit.ingest.dropped",
         otel_unit="{result}",
     )
@@ -296,7 +297,7 @@ def _of_intake(counts: Counts, own: Own) -> Iterator[Family]:
         "counter",
         "Results in messages that could not be counted, by reason.",
         ("reason",),
-        by(counts.refused),
+        by({"invalid": 0, **counts.refused}),
         otel="orbit.ingest.refused",
         otel_unit="{result}",
     )
