@@ -5,13 +5,19 @@ BIN := .venv/bin
 # Environments of the frameworks that we integrate with, which need not share one.
 FRAMEWORKS := .frameworks/shared/ready .frameworks/arq/ready
 
-.PHONY: demo demo-once test test-frameworks chaos check format lock clean
+.PHONY: demo demo-once dashboard test test-frameworks chaos check format lock clean
 
 demo: .venv/ready
 	$(BIN)/orbit-metrics demo
 
 demo-once: .venv/ready
 	$(BIN)/orbit-metrics demo --once
+
+# To be imported into Grafana.
+dashboard: .venv/ready
+	mkdir -p build
+	$(BIN)/python deploy/grafana/dashboard.py > build/orbit-dashboard.json
+	@echo build/orbit-dashboard.json
 
 # Most tests wait for processes and sockets: more of them at once than there are cores.
 test: .venv/ready

@@ -27,7 +27,7 @@ from orbit_rpc_schema.wire import LIMITS, MAX_AHEAD_MS, MAX_RUNNING, WORKER_LOST
 from orbit_service.core import cardinality
 from orbit_service.core.cardinality import Places
 from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
-from orbit_service.core.cumulative import Cumulative, Series
+from orbit_service.core.cumulative import UNKNOWN_ERROR, Cumulative, Series
 from orbit_service.core.ended import EndedRuns, Verdict
 from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import Ledger
@@ -262,6 +262,7 @@ class Collector:
             return
         if waits:
             series.waits.merge(Histogram.of(waits))
+        typed = 0
         for i, detail in details.items():
             for step in detail.steps:
                 part = Key(window.worker, window.pipeline, step.name, window.version)
@@ -273,6 +274,9 @@ class Collector:
                     stats.add_step(step.duration_us, step.failed, step.attempts, at_ms)
             if detail.error is not None and i in failed:
                 self._add_error(window, series, detail.error, at_ms, now_ms)
+                typed += 1
+        if len(failed) > typed:
+            self.cumulative.add_error(series, UNKNOWN_ERROR, len(failed) - typed)
         self._counted(session, len(durations))
         tally = Tally(len(durations), len(failed), len(timed), sum(timed))
         self.last_day.add(tally, at_ms, now_ms)

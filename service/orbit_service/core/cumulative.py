@@ -25,6 +25,8 @@ from orbit_service.core.stats import Stats
 MAX_ERROR_TYPES = 2_000  # of all series together, and of steps so many
 MAX_STEPS = 10_000
 
+UNKNOWN_ERROR = "(unknown)"  # of a failure that did not tell its type
+
 Pair = tuple[str, str]  # worker, pipeline
 
 
@@ -78,13 +80,13 @@ class Cumulative(Struct):
         for reason, results in dropped.items():
             self.dropped[reason] = max(self.dropped.get(reason, 0), results)
 
-    def add_error(self, series: Series, type: str) -> None:
+    def add_error(self, series: Series, type: str, count: int = 1) -> None:
         if type not in series.errors:
             if self.error_types >= MAX_ERROR_TYPES:
                 type = OTHER_ERRORS
             else:
                 self.error_types += 1
-        series.errors[type] = series.errors.get(type, 0) + 1
+        series.errors[type] = series.errors.get(type, 0) + count
 
     def step(self, series: Series, name: str) -> Stats:
         if name not in series.steps:

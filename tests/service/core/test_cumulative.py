@@ -58,6 +58,16 @@ def test_failures_count_by_the_type_of_their_error(collector):
     assert collector.cumulative.series["mailer", "send"].errors == {"ValueError": 2, "KeyError": 1}
 
 
+def test_failures_that_do_not_tell_their_type_are_unknown(collector):
+    session = a_session(collector)
+    known = a_result("r1", failed=True, error=an_error("KeyError"))
+    collector.record(session, a_record(1, known, a_batch(MS, MS, MS, failed=[0, 2])), T0)
+
+    series = collector.cumulative.series["mailer", "send"]
+    assert series.errors == {"KeyError": 1, "(unknown)": 2}
+    assert sum(series.errors.values()) == series.runs.failed
+
+
 def test_error_types_over_the_bound_are_one(monkeypatch):
     monkeypatch.setattr(cumulative, "MAX_ERROR_TYPES", 2)
     sums, series = Cumulative(), a_series()
