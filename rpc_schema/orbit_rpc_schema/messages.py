@@ -65,13 +65,15 @@ class Step(Message):
 class Detail(Message):
     """What is known of one run beyond its duration and outcome.
 
-    A run that is `untimed` has no duration: what stands in the column is passed over.
+    A run that is `untimed` has no duration: what stands in the column is passed over. One
+    that `began` in this very message, unannounced, is no repetition of one that had ended.
     """
 
     id: str | None = None
     attempt: Attempt = 1
     final: bool = True
     untimed: bool = False
+    began: bool = False
     wait_us: DurationUs | None = None
     error: Error | None = None
     steps: list[Step] = []

@@ -103,10 +103,19 @@ def test_a_start_is_announced_while_its_run_goes_on():
     assert started == [{"id": "r1", "pipeline": "send", "startedAt": T0}]
 
 
-def test_a_run_that_starts_and_ends_in_one_message_sends_no_start():
-    assert "started" not in form(
-        Started("send", T0, "r1"), Result("send", 1, True, detail={"id": "r1"})
-    )
+def test_a_run_that_starts_and_ends_in_one_message_sends_no_start_and_says_so():
+    detail = {"id": "r1"}
+    params = form(Started("send", T0, "r1"), Result("send", 1, True, detail=detail))
+
+    assert "started" not in params
+    assert params["batches"][0]["details"]["0"] == {"id": "r1", "began": True}
+    assert detail == {"id": "r1"}  # it may have to be formed again
+
+
+def test_a_run_that_was_announced_does_not_say_again_that_it_began():
+    params = form(Result("send", 1, True, detail={"id": "r1"}))
+
+    assert params["batches"][0]["details"]["0"] == {"id": "r1"}
 
 
 def test_the_end_of_one_pipelines_run_leaves_anothers_start_of_the_same_id():

@@ -34,7 +34,7 @@ def test_a_framework_that_is_not_installed_gives_a_sentence(tmp_path, framework)
 
 
 def test_what_a_framework_itself_misses_is_said_as_it_is():
-    with pytest.raises(ModuleNotFoundError) as missing, needs("celery", "celery"):
+    with pytest.raises(ModuleNotFoundError) as missing, needs("json", "celery"):
         raise ModuleNotFoundError("No module named 'vine'", name="vine")
 
     assert str(missing.value) == "No module named 'vine'"

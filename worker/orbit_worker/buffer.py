@@ -190,18 +190,19 @@ class Buffer:
                 refused[entry.reason] = refused.get(entry.reason, 0) + entry.results
                 refusals += entry.results
             else:
+                run = _run_of(entry)
                 try:
-                    detail = _add(batches, entry, at_ms)
+                    _add(batches, entry, at_ms, began=run in started)
                 except (ArithmeticError, TypeError, ValueError):
                     # A number that compares and does not convert; it must not hold up the rest.
                     refused["duration"] = refused.get("duration", 0) + 1
                     refusals += 1
                     continue
                 runs += 1
-                if detail is not None and "id" in detail:
+                if run is not None:
                     # Begun and ended in one message: there is nothing to announce.
-                    started.pop((entry[0], detail["id"]), None)
-                    ended.add((entry[0], detail["id"]))
+                    started.pop(run, None)
+                    ended.add(run)
         recorded = self.recorded + runs + refusals
         line = record_line(
             seq=self.seq + 1,
@@ -335,9 +336,15 @@ class Buffer:
                 yield Result(*entry)
 
 
+def _run_of(entry: Plain | Result) -> tuple[str, str] | None:
+    """Pipeline and id of a run that has one."""
+    detail = entry.detail if isinstance(entry, Result) else None
+    return (entry[0], detail["id"]) if detail and "id" in detail else None
+
+
 def _add(
-    batches: dict[tuple[str, str | None], Json], entry: Plain | Result, at_ms: int
-) -> Json | None:
+    batches: dict[tuple[str, str | None], Json], entry: Plain | Result, at_ms: int, *, began: bool
+) -> None:
     """Put one result into its batch's columns."""
     pipeline, duration_ms, success = entry[:3]
     queue, detail = (entry.queue, entry.detail) if isinstance(entry, Result) else (None, None)
@@ -352,8 +359,7 @@ def _add(
     if not success:
         batch["failed"].append(index)
     if detail:
-        batch.setdefault("details", {})[index] = detail
-    return detail
+        batch.setdefault("details", {})[index] = {**detail, "began": True} if began else detail
 
 
 def _counted(so_far: tuple[int, int], seq: int, runs: int) -> tuple[int, int]:

@@ -336,6 +336,8 @@ class Collector:
                 verdict = Verdict.RUN if detail.final else Verdict.ATTEMPT
             else:
                 session.running.pop((pipeline, detail.id), None)
+                if detail.began and self.ended_runs.start(pipeline, detail.id):
+                    counted.retries += 1
                 verdict = self.ended_runs.judge(
                     pipeline, detail.id, detail.attempt, detail.final, now_ms
                 )

@@ -376,6 +376,19 @@ def test_an_attempt_that_a_parent_says_is_tried_again_is_not_lost(collector: Col
     assert (stats.runs, stats.attempts, stats.retries) == (0, 1, 1)
 
 
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_a_lost_run_that_is_delivered_again_and_is_quick_is_a_new_run(
+    collector: Collector, attempt: int
+) -> None:
+    collector.lose(a_session(collector, running=[a_start("r1", attempt=1)]), T0)
+    again = a_result("r1", attempt=attempt, began=True)
+    collector.record(a_session(collector, "s2"), a_record(1, again), T0)
+
+    stats = totals(collector)
+    assert (stats.runs, stats.failed, stats.retries) == (1, 0, 1)
+    assert (collector.ledger.late, collector.ledger.repeated) == (0, 0)
+
+
 # ---------------------------------------------------------------- runs that nobody measured
 
 

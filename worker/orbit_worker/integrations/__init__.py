@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 @contextmanager
@@ -17,10 +18,11 @@ def needs(framework: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as missing:
-        if (missing.name or "").partition(".")[0] != framework:
+        # It may be a library of the framework's that is asked for first.
+        if find_spec(framework) is not None:
             raise
         raise ModuleNotFoundError(
             f"{framework} is not installed, which orbit_worker.integrations.{extra} is for: "
             f"pip install 'orbit-metrics[{extra}]'",
-            name=missing.name,
+            name=framework,
         ) from None

@@ -59,13 +59,13 @@ class Tasks:
         task, session, started = self._begun.pop(id, (None, "", 0.0))
         if task is None or session != self.client.session:
             return False
-        self._record((now - started) * 1000, task, error, final)
+        self.record((now - started) * 1000, task, error, final)
         return True
 
     def fail(self, task: Task, error: ErrorLike, *, final: bool = True) -> None:
         """It failed where nobody measured it: its process was killed, or it could not begin."""
         self._begun.pop(task.id, None)
-        self._record(None, task, error, final)
+        self.record(None, task, error, final)
 
     def withdraw(self, id: str) -> None:
         """It was passed over after all; nothing counts."""
@@ -73,9 +73,10 @@ class Tasks:
         if task is not None:
             self.client.withdraw_run(task.id, pipeline=as_name(task.pipeline))
 
-    def _record(
+    def record(
         self, duration_ms: float | None, task: Task, error: ErrorLike | None, final: bool
     ) -> None:
+        """For whoever measured it, and learnt only later what became of it."""
         self.client.record_run(
             duration_ms,
             error is None,
