@@ -114,6 +114,10 @@ class Site(House):
         """What `worker.list` says of the worker; every framework's calls itself crew."""
         return next(worker for worker in self.ask("worker.list") if worker["name"] == "crew")
 
+    def in_flight(self) -> int:
+        """Runs of which the service knows that they have begun."""
+        return self.ask("worker.stats")["running"]
+
     def connected(self) -> bool:
         return bool((self.metrics() or {}).get("connected"))
 

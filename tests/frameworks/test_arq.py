@@ -171,7 +171,7 @@ def test_each_job_of_a_killed_worker_fails_and_is_another_run_in_the_next(site):
     tasks(site)
     worker = work(site)
     enqueue(site, "enqueue(('hang',), ('hang',), ('hang',), ('add', 1, 1))")
-    until(lambda: len(site.read("pids.txt").splitlines()) == 3 and site.runs() == 1)
+    until(lambda: site.worker()["inFlight"] == 3 and site.runs() == 1)
     site.kill(worker.pid)
     life = site.ended()
     lost = site.errors()

@@ -228,6 +228,7 @@ def test_the_cleanup_of_an_abandoned_job_counts_nothing_more(site: Any) -> None:
     enqueue(site, "queue.enqueue(tasks.hang)")
     process = worker(site)
     horse = site.read("pid")
+    until(lambda: site.in_flight() == 1)
     process.kill()
     process.wait(10)
     site.kill(horse)

@@ -164,7 +164,7 @@ def test_a_killed_process_fails_what_it_ran_and_the_life_goes_on(site):
     tasks(site)
     work(site, "--workers", "1")
     send(site, "add.kiq(1, 1)\nhang.kiq(1)")
-    until(lambda: site.runs() == 1)
+    until(lambda: (site.runs(), site.in_flight()) == (1, 1))
     site.kill(site.read("noted.txt"))
     until(lambda: site.runs() == 2)
     send(site, "add.kiq(1, 1)")
@@ -190,6 +190,7 @@ def test_a_message_that_a_killed_process_left_is_another_run_and_a_retry(site):
     tasks(site, make="(lambda url: RedisStreamBroker(url, consumer_id='0', idle_timeout=500))")
     work(site, "--workers", "1")
     send(site, "hang.kiq(1)")
+    until(lambda: site.in_flight() == 1)
     site.kill(site.read("noted.txt"))
     until(lambda: site.runs() == 1)
     send(site, "add.kiq(1, 1)")  # Taskiq looks for what was left when something new comes

@@ -82,6 +82,15 @@ def test_a_depth_that_cannot_be_told_leaves_the_heartbeat(scripted, tmp_path):
     client.close()
 
 
+def test_without_poll_which_eventlet_takes_away_it_sends_as_ever(scripted, client, monkeypatch):
+    monkeypatch.delattr("select.poll")
+    record(client, 1)
+    assert client.flush(10)
+
+    record(client, 2)  # the thread has parked, and is woken
+    assert client.flush(10)
+
+
 def test_flush_waits_for_the_acknowledgement(scripted, client):
     scripted.acknowledges = False
     record(client, 1)

@@ -11,11 +11,13 @@ import json
 import os
 import select
 import socket
+import time
 from pathlib import Path
 
 from orbit_rpc_schema.wire import Json, LineDecoder, LineTooLong
 
 READ_BYTES = 65_536
+BLIND_SECONDS = 0.05
 
 
 class Gone(Exception):
@@ -82,16 +84,31 @@ class Connection:
 
 def wait(connection: Connection | None, wake: int | None, timeout: float) -> None:
     """Wait for the socket, for a wake-up through a pipe, or for the time in seconds."""
-    poll = select.poll()
-    if wake is not None:
-        poll.register(wake, select.POLLIN)
-    if connection is not None and connection.socket.fileno() >= 0:
-        events = select.POLLIN | (select.POLLOUT if connection.busy else 0)
-        poll.register(connection.socket, events)
-    ready = poll.poll(timeout * 1000)
-    if any(descriptor == wake for descriptor, _event in ready):
+    line = -1 if connection is None else connection.socket.fileno()
+    reads = [
+        descriptor for descriptor in (wake, line) if descriptor is not None and descriptor >= 0
+    ]
+    writes = [line] if line >= 0 and connection is not None and connection.busy else []
+    readable = _poll if hasattr(select, "poll") else _select
+    if wake in readable(reads, writes, timeout):
         assert wake is not None
         os.read(wake, 4096)
+
+
+def _poll(reads: list[int], writes: list[int], timeout: float) -> list[int]:
+    poll = select.poll()
+    for descriptor in reads:
+        poll.register(descriptor, select.POLLIN | (select.POLLOUT if descriptor in writes else 0))
+    return [descriptor for descriptor, _event in poll.poll(timeout * 1000)]
+
+
+def _select(reads: list[int], writes: list[int], timeout: float) -> list[int]:
+    """Where eventlet has taken `poll` away; descriptors over 1,023 it cannot wait for."""
+    try:
+        return select.select(reads, writes, [], timeout)[0]
+    except ValueError:
+        time.sleep(min(timeout, BLIND_SECONDS))  # and then look
+        return []
 
 
 def _decoded(line: bytes | LineTooLong) -> Json:
