@@ -342,3 +342,46 @@ def test_a_forked_child_tells_of_no_slots_and_no_queues(tmp_path):
     """
 
     assert run_python(tmp_path, code) == "1 None None\n"
+
+
+def test_a_fork_waits_until_queue_depths_are_told(tmp_path):
+    """Or the child would find a lock held for ever, such as that of a module under import."""
+    code = """if True:
+        import os, threading
+        from orbit_worker import default_client
+        lock, asked, told = threading.Lock(), threading.Event(), threading.Event()
+        def depths():
+            with lock:
+                asked.set()
+                told.wait(0.2)
+            return {}
+        client = default_client()
+        client.describe(queue_depths=depths)
+        threading.Thread(target=client._sender.host._ask).start()
+        asked.wait()
+        if os.fork() == 0:
+            print(lock.acquire(timeout=0), flush=True)
+            os._exit(0)
+        os.wait()
+    """
+
+    assert run_python(tmp_path, code) == "True\n"
+
+
+def test_a_callback_may_fork_itself(tmp_path):
+    code = """if True:
+        import os, time
+        from orbit_worker import default_client
+        def depths():
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+            return {}
+        client = default_client()
+        client.describe(queue_depths=depths)
+        began = time.monotonic()
+        client._sender.host._ask()
+        print(time.monotonic() - began < 0.9)
+    """
+
+    assert run_python(tmp_path, code) == "True\n"

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import uuid
 import weakref
@@ -56,6 +57,7 @@ MAX_DURATION_MS = MAX_DURATION_US / 1000
 MAX_KNOWN_NAMES = 10_000
 ANSWER_SECONDS = 1.0
 EXIT_SECONDS = 2.0
+FORK_SECONDS = 1.0  # how long a fork waits for the host's own callback
 REPORT_EVERY_MS = 60_000
 SHORTEST_REPORT_MS = 1_000
 
@@ -525,10 +527,32 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+_held: list[threading.RLock] = []  # by the thread that forks
+
+
+def _before_fork() -> None:
+    """Let a thread that asks the host for queue depths come out, for a second at most."""
+    until = time.monotonic() + FORK_SECONDS
+    for client in list(_clients):
+        asking = client._sender.host.asking
+        if asking.acquire(timeout=max(until - time.monotonic(), 0)):
+            _held.append(asking)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().release()
+
+
 def _after_fork_in_child() -> None:
+    _held.clear()
     for client in list(_clients):
         client._after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

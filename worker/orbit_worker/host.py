@@ -2,7 +2,8 @@
 The host's own callbacks, in threads of their own.
 
 They may be slow, raise or never return: the sender goes on meanwhile, and at
-most one thread of each kind waits for them.
+most one thread of each kind waits for them. A fork waits too, for a moment: the child
+would inherit the locks that such a thread holds, and nobody to release them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class HostCalls:
         self._control = control
         self._on_told = on_told
         self._on_obeyed = on_obeyed
+        # Held while queue depths are asked; of one thread several times, should it fork.
+        self.asking = threading.RLock()
         self._asking = False
         self._depths: dict[str, Waiting] | None = None
         self._lock = threading.Lock()
@@ -79,9 +82,9 @@ class HostCalls:
     def _ask(self) -> None:
         assert self.queue_depths is not None
         try:
-            self._depths = {
-                as_name(name): _waiting(told) for name, told in self.queue_depths().items()
-            }
+            with self.asking:
+                told = self.queue_depths()
+            self._depths = {as_name(name): _waiting(queue) for name, queue in told.items()}
         except Exception:
             log.exception("queue_depths failed; depths are left out")
         self._asking = False

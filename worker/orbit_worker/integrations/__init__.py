@@ -17,7 +17,7 @@ def needs(framework: str, extra: str) -> Iterator[None]:
     """Around the imports of a framework: where it is missing, a sentence says so."""
     try:
         yield
-    except ModuleNotFoundError as missing:
+    except ModuleNotFoundError:
         # It may be a library of the framework's that is asked for first.
         if find_spec(framework) is not None:
             raise
