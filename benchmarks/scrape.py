@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import socket
@@ -23,10 +24,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -98,7 +99,7 @@ class Worker:
             pass
 
 
-def fill(path: Path, series: int) -> list[Worker]:
+def fill(path: Path, series: int, *, waits: bool = True) -> list[Worker]:
     number = random.Random(7)
     workers = []
     for first in range(0, series, PIPELINES):
@@ -106,14 +107,14 @@ def fill(path: Path, series: int) -> list[Worker]:
         now = time.time_ns() // 10**6
         batches = []
         for n in range(min(PIPELINES, series - first)):
-            waits = {i: {"waitUs": wait} for i, wait in enumerate(durations_us(number))}
+            told = {i: {"waitUs": wait} for i, wait in enumerate(durations_us(number))}
             batches.append(
                 {
                     "pipeline": f"package.module.task_{n:02}",
                     "at": now,
                     "durationUs": durations_us(number),
                     "failed": [0],
-                    "details": waits,
+                    "details": told if waits else {},
                 }
             )
         worker.send(batches)
@@ -121,26 +122,30 @@ def fill(path: Path, series: int) -> list[Worker]:
     return workers
 
 
-class Pinging(threading.Thread):
-    """A run every 5 ms; how long each took to be acknowledged, in ms."""
+class Pinging:
+    """A run every 5 ms; how long each took to be acknowledged, in ms.
+
+    A process of its own: in this one it would wait for whoever reads a page.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._worker = Worker(path, "pinging")
-        self._ended = threading.Event()
-        self.took: list[float] = []
+        self._ended = multiprocessing.Event()
+        self._took, told = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.Process(target=self._ping, args=(path, told), daemon=True)
+        process.start()
 
-    def run(self) -> None:
+    def _ping(self, path: Path, told: Connection) -> None:
+        worker, took = Worker(path, "pinging"), []
         while not self._ended.wait(0.005):
             began = time.perf_counter()
             now = time.time_ns() // 10**6
-            self._worker.send([{"pipeline": "ping", "at": now, "durationUs": [1000]}])
-            self.took.append((time.perf_counter() - began) * 1000)
+            worker.send([{"pipeline": "ping", "at": now, "durationUs": [1000]}])
+            took.append((time.perf_counter() - began) * 1000)
+        told.send(took)
 
     def end(self) -> list[float]:
         self._ended.set()
-        self.join()
-        return self.took
+        return self._took.recv()
 
 
 def timed(act: Callable[[], bytes], times: int, rest: float = 0.0) -> tuple[list[float], int]:
@@ -153,12 +158,12 @@ def timed(act: Callable[[], bytes], times: int, rest: float = 0.0) -> tuple[list
     return took, size
 
 
-def peer(series: int) -> Callable[[], bytes]:
+def peer(series: int, *, waits: bool) -> Callable[[], bytes]:
     """prometheus-client with the same series."""
     registry = CollectorRegistry()
     labels = ["worker", "pipeline"]
     runs = Counter("orbit_runs", "Runs.", [*labels, "outcome"], registry=registry)
-    for name in ("orbit_run_duration_seconds", "orbit_run_wait_seconds"):
+    for name in ("orbit_run_duration_seconds", "orbit_run_wait_seconds")[: 1 + waits]:
         histogram = Histogram(name, "Durations.", labels, buckets=EDGES, registry=registry)
         number = random.Random(7)
         for first in range(0, series, PIPELINES):
@@ -184,31 +189,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--series", type=int, default=2000)
     parser.add_argument("--scrapes", type=int, default=15)
+    parser.add_argument("--no-waits", action="store_true", help="one histogram a series")
     options = parser.parse_args()
     print(f"{options.series} series, {options.scrapes} scrapes of each form")
     print(f"{'ms':44} {'median':>8} {'max':>8}")
     with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as (path, url):
-        workers = fill(path, options.series - 1)
+        workers = fill(path, options.series - 1, waits=not options.no_waits)
+        time.sleep(5)  # until it has settled after its start
         pinging = Pinging(path)
-        pinging.start()
         time.sleep(5)
         quiet = pinging.end()
-        acknowledged = []
+        acknowledged = {}
         for form, headers in FORMS.items():
             pinging = Pinging(path)
-            pinging.start()
 
             def scrape(headers: dict[str, str] = headers) -> bytes:
                 with urlopen(Request(url, headers=headers)) as answer:
                     return answer.read()
 
             took, size = timed(scrape, options.scrapes, rest=0.2)
-            acknowledged += pinging.end()
             row(f"scrape: {form}", took, size)
+            acknowledged[form] = pinging.end()
         row("acknowledgement of a run, no scrape", quiet)
-        row("acknowledgement of a run, during scrapes", acknowledged)
+        for form, took in acknowledged.items():
+            row(f"acknowledgement during scrapes: {form}", took)
         del workers
-    row("prometheus-client: text", *timed(peer(options.series), options.scrapes))
+    by_hand = peer(options.series, waits=not options.no_waits)
+    row("prometheus-client: text", *timed(by_hand, options.scrapes))
 
 
 if __name__ == "__main__":

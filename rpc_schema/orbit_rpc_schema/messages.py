@@ -27,8 +27,12 @@ Text = Annotated[str, Meta(max_length=MAX_NAME)]
 ByReason = Annotated[dict[Annotated[str, Meta(max_length=50)], Count], Meta(max_length=50)]
 
 
-class Message(Struct, rename="camel"):
-    """What all of them share: camelCase names."""
+class Message(Struct, rename="camel", gc=False):
+    """What all of them share: camelCase names.
+
+    The garbage collector passes them over: none refers to itself, and of the newest runs'
+    details there may be tens of thousands, which it would look at again and again.
+    """
 
 
 class Start(Message):
@@ -76,7 +80,7 @@ class Detail(Message):
     began: bool = False
     wait_us: DurationUs | None = None
     error: Error | None = None
-    steps: list[Step] = []
+    steps: tuple[Step, ...] = ()
 
 
 class Batch(Message):
@@ -209,4 +213,5 @@ def json_schemas() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     schemas, components = msgspec.json.schema_components(
         types, ref_template="#/components/schemas/{name}"
     )
-    return list(schemas), components
+    # As JSON has them: a default may be a tuple here, and there is a list.
+    return list(schemas), msgspec.json.decode(msgspec.json.encode(components))

@@ -30,7 +30,7 @@ UNKNOWN_ERROR = "(unknown)"  # of a failure that did not tell its type
 Pair = tuple[str, str]  # worker, pipeline
 
 
-class Series(Struct, array_like=True):
+class Series(Struct, array_like=True, gc=False):
     """Runs of one pipeline; `created_ms` is when it began to count."""
 
     created_ms: int

@@ -17,7 +17,7 @@ from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.core.histogram import Histogram
 
 
-class Stats(Struct, array_like=True):
+class Stats(Struct, array_like=True, gc=False):
     """Runs that have ended. A value: it adds and merges, and knows nothing else.
 
     `runs` counts every run, `timed` those that have a duration: a run whose

@@ -26,9 +26,12 @@ _double = struct.Struct("<d").pack
 
 
 def protobuf(families: Iterable[Family]) -> Iterator[bytes]:
-    """Families, in pieces of one each."""
+    """Families, in pieces of one each, and empty ones between for whoever takes turns."""
     for family in families:
-        metrics = [_metric(family, sample) for sample in family.samples]
+        metrics = []
+        for sample in family.samples:
+            metrics.append(_metric(family, sample))
+            yield b""
         if not metrics:
             continue
         head = (

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,11 +24,14 @@ from orbit_service.core.stats import Stats
 from orbit_service.state.events import Event, row_of
 from orbit_service.state.store import Saved, StateInUse, Store, StoreFailed
 
-# After a commit the writer rests nine times as long as it took, so that it works a
+# After a commit the writer rests nine times as long as one takes, so that it works a
 # tenth of the time: a worker that flushes waits for 5 ms where the disk is quick, and
-# a slow disk is not kept busy. What comes meanwhile shares the next transaction.
+# a slow disk is not kept busy. What comes meanwhile shares the next transaction. It is
+# the quickest of the last few that counts: a slow disk is always slow, and one that took
+# long because the loop was busy just then (a scrape) is no reason to let workers wait.
 REST = 9.0
 LONGEST_REST = 0.2
+LAST_COMMITS = 32
 EVENT_BYTES = 100  # of an event besides its body, about
 MAX_PENDING = 16 * 1_048_576  # bytes of events that wait for the disk
 CHECKPOINT_BYTES = 16 * 1_048_576  # of journal; more would make the next start slow
@@ -103,6 +107,7 @@ class Journal:
         self._asked = False
         self._stopping = False
         self._rest_until = 0.0
+        self._last_commits: deque[float] = deque(maxlen=LAST_COMMITS)
         self._hurried = False
         self._retry_after = FIRST_RETRY
         self._thread = threading.Thread(target=self._run, name="orbit-journal", daemon=True)
@@ -247,7 +252,8 @@ class Journal:
             now = time.monotonic()
             took_us = round((now - began) * 1_000_000)
             self._loop.post(self.commit_times.add_runs, (took_us,), 0, 0)
-            self._rest_until = now + min(REST * (now - began), LONGEST_REST)
+            self._last_commits.append(now - began)
+            self._rest_until = now + min(REST * min(self._last_commits), LONGEST_REST)
             self.commits += 1
             self.written_bytes += len(events or b"") + len(batch.checkpoint or b"")
             self._since_checkpoint += len(events or b"")

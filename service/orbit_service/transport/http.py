@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from orbit_service.exporters.scrape import Scraper
 from orbit_service.rpc.dispatch import Dispatcher
 
 PROBES = ("/livez", "/readyz", "/healthz")
+SCRAPE_SECONDS = 60.0  # for whoever reads a page slowly
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,7 +66,7 @@ def make_app(
     async def openrpc(_request: web.Request) -> web.Response:
         return web.json_response(options.document)
 
-    async def metrics(request: web.Request) -> web.Response:
+    async def metrics(request: web.Request) -> web.StreamResponse:
         if scraper is None:
             raise web.HTTPNotFound(text="a hub counts nothing itself: scrape its nodes\n")
         page = await scraper.scrape(
@@ -73,7 +75,13 @@ def make_app(
         headers = {"Content-Type": page.content_type, "Vary": "Accept, Accept-Encoding"}
         if page.gzipped:
             headers["Content-Encoding"] = "gzip"
-        return web.Response(body=page.body, headers=headers)
+        response = web.StreamResponse(headers=headers)
+        async with asyncio.timeout(SCRAPE_SECONDS):
+            await response.prepare(request)
+            async for chunk in page.chunks:
+                await response.write(chunk)
+            await response.write_eof()
+        return response
 
     app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options)])
     app.router.add_post("/rpc", rpc)

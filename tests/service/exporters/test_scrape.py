@@ -9,10 +9,12 @@ import pytest
 
 from builders import MS, T0, a_batch, a_record, a_session
 from orbit_service.exporters.scrape import (
+    CHUNK,
     OPENMETRICS,
     PLAIN,
     PROTOBUF,
     SLICE_SECONDS,
+    Page,
     Scraper,
     preferred,
     takes_gzip,
@@ -57,6 +59,10 @@ def test_a_page_is_compressed_for_whoever_takes_that(encodings, taken):
     assert takes_gzip(encodings) is taken
 
 
+async def body(page: Page) -> bytes:
+    return b"".join([chunk async for chunk in page.chunks])
+
+
 async def test_a_page_holds_the_runs_in_its_form(collector, reader):
     collector.record(a_session(collector), a_record(1, a_batch(MS)), T0)
     scraper = Scraper(reader())
@@ -65,10 +71,12 @@ async def test_a_page_holds_the_runs_in_its_form(collector, reader):
     packed = await scraper.scrape(OPEN, "gzip")
 
     assert (plain.content_type, plain.gzipped) == (PLAIN, False)
-    assert b'orbit_runs_total{worker="mailer",pipeline="send",outcome="success"} 1\n' in plain.body
-    assert opened.body.endswith(b"# EOF\n")
+    line = b'orbit_runs_total{worker="mailer",pipeline="send",outcome="success"} 1\n'
+    assert line in await body(plain)
+    text = await body(opened)
+    assert text.endswith(b"# EOF\n")
     assert packed.gzipped
-    assert gzip.decompress(packed.body) == opened.body
+    assert gzip.decompress(await body(packed)) == text
     assert (await scraper.scrape(PROTO)).content_type == PROTOBUF
 
 
@@ -90,6 +98,14 @@ async def test_others_have_their_turn_while_a_long_page_is_written():
             yield b"piece"
 
     task = asyncio.create_task(others())
-    assert await unhurried(slow()) == b"piece" * 3
+    chunks = [chunk async for chunk in unhurried(slow())]
+    assert b"".join(chunks) == b"piece" * 3
     task.cancel()
     assert turns >= 3
+
+
+async def test_a_long_page_comes_in_chunks():
+    pieces = iter([b"x" * (CHUNK // 2)] * 5)
+    chunks = [len(chunk) async for chunk in unhurried(pieces)]
+
+    assert chunks == [CHUNK, CHUNK, CHUNK // 2]
