@@ -72,16 +72,19 @@ measure(each, [f"task-{n}" for n in range(N)])
 CELERY = """
 import celery
 from celery import signals
-import orbit_worker.integrations.celery
 from celery.app.task import Context
+import orbit_worker.integrations.celery
 app = celery.Celery("shop", broker="memory://")
-orbit_worker.integrations.celery.install(app)
 
 @app.task
 def send(): ...
 
-info = {"exchange": "", "routing_key": "celery"}
+info = {"exchange": "", "routing_key": "celery", "redelivered": False}
+headers = {"orbit_sent_at": time.time(), "retries": 0, "eta": None, "delivery_info": info}
+"""
 
+# Signals as Celery sends them around a task, in the pools that are in the worker's process.
+SIGNALS = """
 def each(request):
     send.request_stack.push(request)
     signals.task_prerun.send(sender=send, task_id=request.id, task=send, args=(), kwargs={})
@@ -90,9 +93,38 @@ def each(request):
     )
     send.request_stack.pop()
 
-sent = {"orbit_sent_at": time.time(), "is_eager": False, "delivery_info": info}
-measure(each, [Context({"id": f"task-{n}", **sent}) for n in range(N)])
+measure(each, [Context({"id": f"t{n}", "is_eager": False, **headers}) for n in range(N)])
 """
+
+NOTHING = CELERY + SIGNALS
+IN_PROCESS = CELERY + "orbit_worker.integrations.celery.install(app)" + SIGNALS
+
+# What the main process of a prefork pool hears of each task.
+PREFORK = (
+    CELERY
+    + """
+orbit_worker.integrations.celery.install(app)
+
+class Consumer:
+    class pool:
+        uses_semaphore = True
+
+class Request:
+    task = send
+    def __init__(self, id):
+        self.id, self.request_dict = id, {"id": id, **headers}
+    def on_accepted(self, pid, at): ...
+    def on_success(self, result, **kwargs): ...
+    def on_failure(self, exc_info, *args, **kwargs): ...
+
+def each(request):
+    signals.task_received.send(sender=Consumer, request=request)
+    request.on_accepted(1, time.monotonic())
+    request.on_success((0, "3", 0.001))
+
+measure(each, [Request(f"task-{n}") for n in range(N)])
+"""
+)
 
 DRAMATIQ = """
 import dramatiq
@@ -154,7 +186,9 @@ asyncio.run(main())
 ROWS = [
     ("prometheus-client by hand", ".venv", PEER),
     ("what all integrations share", ".venv", COMMON),
-    ("Celery", ".frameworks/shared", CELERY),
+    ("Celery's own signals, for nobody", ".frameworks/shared", NOTHING),
+    ("Celery, threads and the like", ".frameworks/shared", IN_PROCESS),
+    ("Celery, prefork", ".frameworks/shared", PREFORK),
     ("Dramatiq", ".frameworks/shared", DRAMATIQ),
     ("Huey", ".frameworks/shared", HUEY),
     ("Taskiq", ".frameworks/shared", TASKIQ),
@@ -194,11 +228,11 @@ def main() -> None:
                 break
             except (OSError, CallFailed):
                 time.sleep(0.05)
-        print(f"{'us a task':30} {'CPU':>8} {'wall':>8}")
+        print(f"{'us a task':34} {'CPU':>8} {'wall':>8}")
         for name, environment, code in ROWS:
             rounds = [run(environment, code, options.tasks, socket) for _ in range(options.rounds)]
             cpu, wall = (min(figures) for figures in zip(*rounds, strict=True))
-            print(f"{name:30} {cpu:8.1f} {wall:8.1f}")
+            print(f"{name:34} {cpu:8.1f} {wall:8.1f}")
         service.terminate()
         service.wait()
 
