@@ -196,17 +196,7 @@ class _Hooks:
             error = {**error_json(get_pickled_exception(error)), "traceback": exc_info.traceback}
         if seconds is None:
             seconds = max(time.monotonic() - accepted_at, 0.0)
-        self._tasks.client.record_run(
-            seconds * 1000,
-            error is None,
-            pipeline=as_name(task.pipeline),
-            queue=task.queue,
-            id=task.id,
-            attempt=task.attempt,
-            final=final,
-            wait_ms=task.wait_ms,
-            error=error,
-        )
+        self._tasks.record(seconds * 1000, task, error, final)
 
     # ------------------------------------------------------------ what a request says
 
