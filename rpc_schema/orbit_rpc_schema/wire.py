@@ -63,7 +63,7 @@ def is_name(text: str) -> bool:
 
 def as_name(text: str) -> str:
     """The nearest legal name: control characters become spaces, the rest is cut."""
-    if text.isprintable() and 0 < len(text) <= MAX_NAME and text == text.strip():
+    if str.isprintable(text) and 0 < len(text) <= MAX_NAME and text == text.strip():
         return text  # as nearly all are; a third of what it costs otherwise
     return _CONTROL.sub(" ", text).strip()[:MAX_NAME] or "unnamed"
 

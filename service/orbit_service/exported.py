@@ -95,7 +95,7 @@ class Exported:
                 "series": any(kind.full for kind in places.values()),
                 **({"otlp": self._pusher.trouble is not None} if self._pusher else {}),
             },
-            faults=self.faults,
+            faults={**self.faults, "scrapes": self.scraper.refused},
             waiting=max(collector.ledger.waiting, 0),
             places={name: (len(kind), kind.limit) for name, kind in places.items()},
             sessions=len(collector.sessions),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +29,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRYING_OUT_MS = 10_000
 LEAST_RETENTION_MS = 2 * 3_600_000  # hours are made of what is kept below them
 MIN_TOKEN = 8  # characters
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
 ELSEWHERE = {
@@ -202,9 +204,16 @@ class Settings(BaseSettings):
     def _reachable(cls, value: str | None) -> str | None:
         if value in (None, "", "none"):
             return None
-        url = urlsplit(str(value))
+        wrong = "a URL such as http://collector:4318/v1/metrics"
+        try:
+            url = urlsplit(str(value))
+            _ = url.port, (url.hostname or "").encode("idna")  # each may raise
+        except ValueError:  # of which UnicodeError is one
+            raise ValueError(wrong) from None
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("a URL such as http://collector:4318/v1/metrics")
+            raise ValueError(wrong)
+        if url.username or url.password:
+            raise ValueError("no user and password in the URL: send them by ORBIT_OTLP_HEADERS")
         # A bare address means the path that the protocol gives to metrics.
         return urlunsplit(url if url.path.strip("/") else url._replace(path="/v1/metrics"))
 
@@ -217,7 +226,10 @@ class Settings(BaseSettings):
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
         if not all(equals and name.strip() for name, equals, _value in pairs):
             raise ValueError("name=value pairs with commas between, such as api-key=abc")
-        return {name.strip(): unquote(text.strip()) for name, _equals, text in pairs}
+        headers = {name.strip(): unquote(text.strip()) for name, _equals, text in pairs}
+        if not all(_TOKEN.fullmatch(name) and text.isprintable() for name, text in headers.items()):
+            raise ValueError("a header's name has no spaces, and its value is one line")
+        return headers
 
     @field_validator("node")
     @classmethod

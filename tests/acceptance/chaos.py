@@ -149,9 +149,11 @@ class NotedClient(MetricsClient):
         self.record_run(us / 1000 if kind != "refused" else -1, ok, pipeline=pipeline, **detail)
         self._taken()
 
-    def _begin_run(self, pipeline: str, id: str | None) -> tuple[str, int]:
+    def _begin_run(
+        self, pipeline: str, id: str | None, attempt: int | None = None
+    ) -> tuple[str, int]:
         self.notes.write("start", pipeline, id)
-        return super()._begin_run(pipeline, id)
+        return super()._begin_run(pipeline, id, attempt)
 
     def _end_run(self, pipeline: str, duration_ms: float, success: bool, **rest: Any) -> None:
         # A run under `track` has the duration that it has.

@@ -264,7 +264,7 @@ def test_the_push_goes_to_the_path_of_the_protocol_unless_one_is_named(settings_
 
 
 @pytest.mark.parametrize(
-    "value", ["collector:4318", "grpc://collector:4317", "http://", "http://["]
+    "value", ["collector:4318", "grpc://collector:4317", "http://", "http://[", "http://x..y"]
 )
 def test_a_push_to_what_is_no_url_is_named(problems_of, value):
     assert "ORBIT_OTLP_URL" in problems_of(ORBIT_OTLP_URL=value)
@@ -276,7 +276,7 @@ def test_headers_of_the_push_are_pairs(settings_of):
     assert headers == {"api-key": "a b", "x-scope": "1"}
 
 
-@pytest.mark.parametrize("value", ["api-key", "=abc", "a=b,c"])
+@pytest.mark.parametrize("value", ["api-key", "=abc", "a=b,c", "api key=abc", "api-key=a%0Ab"])
 def test_headers_that_are_no_pairs_are_named(problems_of, value):
     assert "ORBIT_OTLP_HEADERS" in problems_of(ORBIT_OTLP_HEADERS=value)
 

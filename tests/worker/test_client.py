@@ -385,3 +385,26 @@ def test_a_callback_may_fork_itself(tmp_path):
     """
 
     assert run_python(tmp_path, code) == "True\n"
+
+
+@pytest.mark.parametrize("attempt", [0, -1, 10**9])
+def test_a_start_with_an_attempt_that_makes_no_sense_holds_up_nothing(client, service, attempt):
+    client.start_run("r1", attempt=attempt)
+    client.record_run(5, True)
+
+    assert client.get_metrics().total_runs == 1
+    assert service.ask("worker.stats")["running"] == 1
+
+
+def test_what_the_constructor_was_given_is_also_the_forked_childs(tmp_path):
+    code = """if True:
+        import os
+        from orbit_worker import MetricsClient
+        client = MetricsClient(slots=4, queue_depths=dict)
+        if os.fork() == 0:
+            print(client.slots, client._sender.host.queue_depths is dict, flush=True)
+            os._exit(0)
+        os.wait()
+    """
+
+    assert run_python(tmp_path, code) == "4 True\n"

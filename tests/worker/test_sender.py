@@ -56,12 +56,13 @@ def test_a_heartbeat_tells_what_the_process_needs(scripted, tmp_path):
 
 
 def test_a_queue_may_tell_since_when_its_oldest_task_waits(scripted, tmp_path):
-    depths = {"fast": Waiting(3, T0), "slow": Waiting(0), "none": 7}
+    micros = Waiting(1, T0 * 1000)  # a mistake, which must not cost the rest
+    depths = {"fast": Waiting(3, T0), "slow": Waiting(0), "none": 7, "odd": micros}
     client = MetricsClient(socket=tmp_path / "worker.sock", queue_depths=lambda: depths)
     client.connect()
 
     [beat] = until(lambda: scripted.params("worker.heartbeat"))
-    assert beat["queues"] == {"fast": 3, "slow": 0, "none": 7}
+    assert beat["queues"] == {"fast": 3, "slow": 0, "none": 7, "odd": 1}
     assert beat["oldest"] == {"fast": T0}
     client.close()
 

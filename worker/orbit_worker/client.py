@@ -45,7 +45,7 @@ from orbit_worker.buffer import (
     Withdrawn,
     start_json,
 )
-from orbit_worker.details import ErrorLike, RunStep, make_detail, steps_json
+from orbit_worker.details import ErrorLike, RunStep, clamped, make_detail, steps_json
 from orbit_worker.host import Control, QueueDepths
 from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
 from orbit_worker.reporting import Reporter
@@ -102,6 +102,7 @@ class MetricsClient:
         self.version = version or environ.get("ORBIT_WORKER_VERSION") or None
         self.framework: str | None = None
         self.slots = slots
+        self._given = slots, queue_depths
         self.enabled = environ.get("ORBIT_DISABLED", "") not in ("1", "true")
         self._strict = environ.get("ORBIT_STRICT", "") in ("1", "true")
         self._interval_ms = environ.get("METRICS_INTERVAL")
@@ -163,8 +164,9 @@ class MetricsClient:
     ) -> None:
         """Say of this process what its constructor was not told; for integrations.
 
-        What is left out stays. `slots` and `queue_depths` are of this process alone:
-        a forked child tells of neither, or a pool would count them once a child.
+        What is left out stays. `slots` and `queue_depths` are of this process alone: a
+        forked child tells of neither, or a pool would count them once a child. A fork
+        waits while `queue_depths` is asked, for a second at most.
         Told before the session connects, or with its next connection.
         """
         self.version = version or self.version
@@ -264,7 +266,8 @@ class MetricsClient:
         another process may record the end too, `attempt` keeps the two from counting twice.
         """
         if self._learn(pipeline):
-            self._begin_run(pipeline, as_name(id), attempt)
+            # A start that makes no sense would have a whole message refused.
+            self._begin_run(pipeline, as_name(id), None if attempt is None else clamped(attempt))
 
     def withdraw_run(self, id: str, *, pipeline: str = DEFAULT_PIPELINE) -> None:
         """Take back a start: the run was not executed after all, and counts as nothing."""
@@ -436,8 +439,8 @@ class MetricsClient:
     def _put(self, entry: Entry) -> None:
         buffer, sender = self._buffer, self._sender
         if len(buffer.open) > MAX_OPEN and not sender.make_room():
-            # A run that is not announced is still counted, and one that is not taken
-            # back is known to have ended when the session connects again.
+            # A run that is not announced is still counted; one that is not taken back
+            # seems to go on until the session connects again.
             if not isinstance(entry, Started | Withdrawn):
                 buffer.overflow()
             return
@@ -499,7 +502,9 @@ class MetricsClient:
         self._sender.abandon()
         atexit.unregister(self.close)
         reporting, self._reporter = self._reporter, None
-        self.slots = self._queue_depths = None
+        # What was described is the parent's, and told by it; what the constructor was given
+        # is the program's own word, as of a daemon that forks once and leaves.
+        self.slots, self._queue_depths = self._given
         self._begin_session()
         if reporting is not None:
             log.debug("the periodic report stays with the parent process")
@@ -527,25 +532,22 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-_held: list[threading.RLock] = []  # by the thread that forks
+_held = threading.local()  # what the thread that forks holds: locks of clients
 
 
 def _before_fork() -> None:
     """Let a thread that asks the host for queue depths come out, for a second at most."""
     until = time.monotonic() + FORK_SECONDS
-    for client in list(_clients):
-        asking = client._sender.host.asking
-        if asking.acquire(timeout=max(until - time.monotonic(), 0)):
-            _held.append(asking)
+    asking = [client._sender.host.asking for client in list(_clients)]
+    _held.locks = [a for a in asking if a.acquire(timeout=max(until - time.monotonic(), 0))]
 
 
 def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop().release()
+    for asking in _held.locks:
+        asking.release()
 
 
 def _after_fork_in_child() -> None:
-    _held.clear()
     for client in list(_clients):
         client._after_fork()
 

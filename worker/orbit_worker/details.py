@@ -39,7 +39,7 @@ def steps_json(steps: Iterable[RunStep]) -> list[Json]:
             "name": as_name(step.name),
             "durationUs": _micros(step.duration_ms),
             **({} if step.success else {"failed": True}),
-            **({} if step.attempts == 1 else {"attempts": _attempts(step.attempts)}),
+            **({} if step.attempts == 1 else {"attempts": clamped(step.attempts)}),
         }
         for step in islice(steps, MAX_STEPS)
     ]
@@ -60,7 +60,7 @@ def make_detail(
     if id is not None:
         detail["id"] = as_name(id)
     if attempt != 1:
-        detail["attempt"] = _attempts(attempt)
+        detail["attempt"] = clamped(attempt)
     if not final:
         detail["final"] = False
     if untimed:
@@ -104,5 +104,6 @@ def _micros(milliseconds: float) -> int:
     return round(milliseconds * 1000)
 
 
-def _attempts(number: int) -> int:
+def clamped(number: int) -> int:
+    """The nearest number of an attempt that the wire takes."""
     return min(max(int(number), 1), MAX_ATTEMPTS)

@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from orbit_rpc_schema.wire import Json, as_name
+from orbit_rpc_schema.wire import MAX_INT, Json, as_name
 
+LAST_MS = 253_402_300_799_999  # the end of the year 9999, and of what the wire takes
 MAX_CONTROLS = 100  # commands that wait for the one before them
 
 
@@ -128,7 +129,11 @@ class HostCalls:
 
 def _waiting(told: int | Waiting) -> Waiting:
     depth, oldest_at_ms = told if isinstance(told, Waiting) else (told, None)
-    return Waiting(max(int(depth), 0), None if oldest_at_ms is None else max(int(oldest_at_ms), 0))
+    if oldest_at_ms is not None and not 0 < oldest_at_ms <= LAST_MS:
+        oldest_at_ms = None  # in other units, perhaps; a heartbeat is refused whole
+    return Waiting(
+        min(max(int(depth), 0), MAX_INT), None if oldest_at_ms is None else int(oldest_at_ms)
+    )
 
 
 def _in_thread(act: Callable[[], None]) -> bool:

@@ -211,7 +211,7 @@ class Collector:
             ledger.recorded += recorded - session.recorded
             for reason, change in changes.items():
                 ledger.drop(reason, change)
-        if changes:
+        if any(changes.values()):
             self.cumulative.saw_dropped(self.ledger.dropped)
         session.acked = seq
         session.recorded = recorded

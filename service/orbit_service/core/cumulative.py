@@ -3,8 +3,8 @@ What a node has counted since its state began, for exporters: sums that never go
 
 A life ends and its totals with it; these go on. One series for each worker and
 pipeline, whatever the version. A series whose place is given away to another leaves
-what it counted to all gone ones of its pipeline, so that a sum over workers never
-goes back either.
+what it counted to all gone ones of its pipeline, so that their sum without the worker's
+name does not go back either; the worker itself begins anew, should it come back.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from orbit_service.core.cardinality import (
     OTHER_STEPS,
 )
 from orbit_service.core.histogram import Histogram
+from orbit_service.core.ledger import MAX_REASONS
 from orbit_service.core.stats import Stats
 
 MAX_ERROR_TYPES = 2_000  # of all series together, and of steps so many
@@ -78,10 +79,12 @@ class Cumulative(Struct):
 
     def saw_dropped(self, dropped: Mapping[str, int]) -> None:
         for reason, results in dropped.items():
+            if reason not in self.dropped and len(self.dropped) >= MAX_REASONS:
+                continue  # the ledger has folded others into one of its own
             self.dropped[reason] = max(self.dropped.get(reason, 0), results)
 
     def add_error(self, series: Series, type: str, count: int = 1) -> None:
-        if type not in series.errors:
+        if type not in series.errors and type != OTHER_ERRORS:
             if self.error_types >= MAX_ERROR_TYPES:
                 type = OTHER_ERRORS
             else:
@@ -89,7 +92,7 @@ class Cumulative(Struct):
         series.errors[type] = series.errors.get(type, 0) + count
 
     def step(self, series: Series, name: str) -> Stats:
-        if name not in series.steps:
+        if name not in series.steps and name != OTHER_STEPS:
             if self.steps >= MAX_STEPS:
                 name = OTHER_STEPS
             else:

@@ -83,6 +83,8 @@ class EndedRuns:
         ending = self._remember(pipeline, id, now_ms)
         if ending.final or attempt in ending.attempts:
             return False
+        if attempt is not None and attempt <= ending.lost:
+            return False  # delivered twice at once, and both were killed
         ending.lost = attempt or max(ending.attempts, default=0) + 1
         return True
 

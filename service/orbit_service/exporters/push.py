@@ -75,18 +75,25 @@ class Pusher:
         try:
             await self._push(seconds)
         except NotTaken as why:
-            self.pushes["failure"] += 1
-            self._failed_in_a_row += 1
-            if self.trouble is None:
-                logger.warning("the push to {} failed: {}", self._target.url, why)
-            self.trouble = str(why)
+            self._failed(str(why))
             return why.retry_after
+        except Exception as error:  # noqa: BLE001  # ours to mend; the next push may go better
+            logger.opt(exception=error).error("a push could not be made")
+            self._failed(type(error).__name__)
+            return None
         self.pushes["success"] += 1
         self._failed_in_a_row = 0
         if self.trouble is not None:
             logger.info("the push to {} works again", self._target.url)
         self.trouble = None
         return None
+
+    def _failed(self, why: str) -> None:
+        self.pushes["failure"] += 1
+        self._failed_in_a_row += 1
+        if self.trouble is None:
+            logger.warning("the push to {} failed: {}", self._target.url, why)
+        self.trouble = why
 
     async def _push(self, seconds: float) -> None:
         reading = await self._reader.read()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from orbit_service.core import cardinality
@@ -115,14 +115,20 @@ class Reader:
         self._own = own
         self._settle = settle
         self._settled: Counts | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._under_way: asyncio.Task[Reading] | None = None
 
     async def read(self) -> Reading:
-        async with self._one_at_a_time:
-            now = count(self._collector, self.options)
-            if await self._settle(SETTLE_SECONDS):
-                self._settled = now
-            return self._reading(self._settled)
+        """A reading, or the one that is under way: many who ask at once cost no more than one."""
+        if self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.create_task(self._read())
+        # Whoever gives up takes it from nobody else.
+        return await asyncio.shield(self._under_way)
+
+    async def _read(self) -> Reading:
+        now = count(self._collector, self.options)
+        if await self._settle(SETTLE_SECONDS):
+            self._settled = now
+        return self._reading(self._settled)
 
     def _reading(self, counts: Counts | None) -> Reading:
         collector, now_ms, labelled = self._collector, self._clock(), self.options.worker_label
@@ -130,14 +136,7 @@ class Reader:
         if counts is not None and labelled:
             names = {worker.name for worker in told} | {cardinality.OTHER_WORKERS}
             series = {pair: one for pair, one in counts.series.items() if pair[0] in names}
-            counts = Counts(
-                series,
-                counts.results,
-                counts.dropped,
-                counts.refused,
-                counts.folded,
-                counts.history_dropped,
-            )
+            counts = replace(counts, series=series)
         return Reading(
             at_ms=now_ms,
             counts=counts,

@@ -3,7 +3,7 @@ A scrape: which form the asker reads, and the reading in it.
 
 Writing 2,000 series takes some hundred milliseconds and makes fifteen megabytes. It is
 done in small slices that go out as they are made, so that no worker waits for its
-acknowledgement meanwhile, and no page is ever whole in memory.
+acknowledgement meanwhile, and no more than a family is in memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from orbit_service.exporters.families import Family, families
@@ -21,6 +22,7 @@ from orbit_service.exporters.text import openmetrics, plain
 
 SLICE_SECONDS = 0.002
 CHUNK = 65_536  # bytes
+MAX_PAGES = 5  # at a time; a pair of Prometheus and somebody who looks, twice
 GZIP = 16 + zlib.MAX_WBITS  # with the header of gzip, RFC 1952
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,11 +41,29 @@ class Page:
     chunks: AsyncIterator[bytes]
 
 
+class Busy(Exception):
+    """As many pages are being written as may be at a time."""
+
+
 class Scraper:
-    """Answers scrapes of one node."""
+    """Answers scrapes of one node; `refused` counts those that came on top of MAX_PAGES."""
 
     def __init__(self, reader: Reader) -> None:
+        self.refused = 0
         self._reader = reader
+        self._pages = 0  # being written
+
+    @contextmanager
+    def page(self) -> Iterator[None]:
+        """Around the writing of one page. Raises Busy."""
+        if self._pages >= MAX_PAGES:
+            self.refused += 1
+            raise Busy
+        self._pages += 1
+        try:
+            yield
+        finally:
+            self._pages -= 1
 
     async def scrape(self, accept: str = "", encodings: str = "") -> Page:
         """The page in the form that `accept` prefers, as a request's header has it."""
@@ -129,9 +149,7 @@ def _weight(text: str) -> float:
 
 
 def takes_gzip(encodings: str) -> bool:
-    """Whether an Accept-Encoding header takes gzip."""
+    """Whether an Accept-Encoding header takes gzip; what it says of any other is for others."""
     wanted = (part.strip().partition(";") for part in encodings.lower().split(","))
-    return any(
-        name.strip() in ("gzip", "*") and _weight(_params(rest).get("q", "1")) > 0
-        for name, _semicolon, rest in wanted
-    )
+    weights = {name.strip(): _weight(_params(rest).get("q", "1")) for name, _, rest in wanted}
+    return weights.get("gzip", weights.get("*", 0.0)) > 0

@@ -15,7 +15,7 @@ import msgspec
 
 from orbit_service.core.cardinality import Places
 from orbit_service.core.collector import Collector
-from orbit_service.core.cumulative import Cumulative
+from orbit_service.core.cumulative import UNKNOWN_ERROR, Cumulative
 from orbit_service.core.ended import Ending
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.outbox import Key, Outbox
@@ -54,7 +54,7 @@ class _State(msgspec.Struct):
     versions: _Names
     steps: _Names
     errors: _Names
-    cumulative: Cumulative = msgspec.field(default_factory=Cumulative)
+    cumulative: Cumulative | None = None  # of a release before there was one
 
 
 _encode = encoder().encode
@@ -104,7 +104,7 @@ def load(data: bytes, collector: Collector) -> None:
     collector.pipelines_seen.update((pair, None) for pair in state.pipelines_seen)
     collector.last_day = LastDay(state.last_day)
     collector.outbox = state.outbox
-    collector.cumulative = state.cumulative
+    collector.cumulative = state.cumulative or _seeded(collector)
     _give_back(collector.pairs, state.pairs, tuple)
     for places, names in (
         (collector.versions, state.versions),
@@ -112,6 +112,20 @@ def load(data: bytes, collector: Collector) -> None:
         (collector.errors, state.errors),
     ):
         _give_back(places, names, Key._make)
+
+
+def _seeded(collector: Collector) -> Cumulative:
+    """What is known of runs that were counted before these sums were kept: the current lives."""
+    cumulative = Cumulative()
+    cumulative.saw_dropped(collector.ledger.dropped)
+    for worker in collector.workers.values():
+        life = worker.life
+        for pipeline, stats in life.series.items() if life else ():
+            series = cumulative.of((worker.name, pipeline), life.started_ms if life else 0)
+            series.runs.merge(stats)
+            if stats.failed:
+                cumulative.add_error(series, UNKNOWN_ERROR, stats.failed)
+    return cumulative
 
 
 def _names(places: Places[Any]) -> _Names:

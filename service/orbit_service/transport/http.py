@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from loguru import logger
 
 from orbit_rpc_schema.procedures import Health
 from orbit_rpc_schema.wire import MAX_LINE
-from orbit_service.exporters.scrape import Scraper
+from orbit_service.exporters.scrape import Busy, Scraper
 from orbit_service.rpc.dispatch import Dispatcher
 
 PROBES = ("/livez", "/readyz", "/healthz")
@@ -69,28 +70,43 @@ def make_app(
     async def metrics(request: web.Request) -> web.StreamResponse:
         if scraper is None:
             raise web.HTTPNotFound(text="a hub counts nothing itself: scrape its nodes\n")
-        page = await scraper.scrape(
-            request.headers.get("Accept", ""), request.headers.get("Accept-Encoding", "")
-        )
-        headers = {"Content-Type": page.content_type, "Vary": "Accept, Accept-Encoding"}
-        if page.gzipped:
-            headers["Content-Encoding"] = "gzip"
-        response = web.StreamResponse(headers=headers)
-        async with asyncio.timeout(SCRAPE_SECONDS):
-            await response.prepare(request)
-            async for chunk in page.chunks:
-                await response.write(chunk)
-            await response.write_eof()
-        return response
+        try:
+            with scraper.page():
+                return await _write_page(request, scraper)
+        except Busy:
+            text = "other scrapes are under way\n"
+            raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "1"}) from None
 
     app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options)])
     app.router.add_post("/rpc", rpc)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", metrics, allow_head=False)
     app.router.add_get("/livez", live)
     app.router.add_get("/readyz", readiness)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/openrpc.json", openrpc)
     return app
+
+
+async def _write_page(request: web.Request, scraper: Scraper) -> web.StreamResponse:
+    accept, encodings = (request.headers.get(name, "") for name in ("Accept", "Accept-Encoding"))
+    page = await scraper.scrape(accept, encodings)
+    headers = {"Content-Type": page.content_type, "Vary": "Accept, Accept-Encoding"}
+    if page.gzipped:
+        headers["Content-Encoding"] = "gzip"
+    response = web.StreamResponse(headers=headers)
+    try:
+        async with asyncio.timeout(SCRAPE_SECONDS):
+            await response.prepare(request)
+            async for chunk in page.chunks:
+                await response.write(chunk)
+            await response.write_eof()
+    except (ConnectionResetError, TimeoutError) as gone:
+        # Whoever asked has given up. Without its end nobody takes the page for whole.
+        logger.debug("a scrape from {} was cut short: {!r}", request.remote, gone)
+        response.force_close()
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 def _guard(options: HttpOptions) -> Any:

@@ -209,3 +209,11 @@ def test_what_has_ended_already_is_not_lost(
         ended.judge("send", "r1", attempt, final, T0)
 
     assert ended.lose("send", "r1", lost, T0) is counts
+
+
+def test_what_was_delivered_twice_at_once_is_lost_once() -> None:
+    ended = EndedRuns()
+
+    assert ended.lose("send", "r1", 1, T0)
+    assert not ended.lose("send", "r1", 1, T0)
+    assert ended.lose("send", "r1", 2, T0)

@@ -127,6 +127,13 @@ async def test_a_collector_that_is_away_is_a_trouble_and_no_exception(reader):
     assert "127.0.0.1" in pusher.trouble
 
 
+async def test_what_cannot_be_made_at_all_is_a_failure_and_no_exception(pusher, monkeypatch):
+    monkeypatch.setattr(pusher, "_body", lambda _reading: int("no number"))
+    await pusher.push()
+
+    assert (pusher.trouble, pusher.pushes["failure"]) == ("ValueError", 1)
+
+
 async def test_it_pushes_at_each_interval(pusher, collecting):
     async def three() -> None:
         while len(collecting.bodies) < 3:

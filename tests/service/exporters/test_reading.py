@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from builders import (
@@ -130,3 +132,20 @@ async def test_of_a_queue_the_newest_word_is_told(collector, reader, labelled, w
         (worker, "mail"): QueueNow(2, T0 - 1),
         (worker, "idle"): QueueNow(0, None),
     }
+
+
+async def test_many_who_ask_at_once_share_one_reading(collector, reader, disk):
+    asked = 0
+
+    async def settle(_seconds: float) -> bool:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        return True
+
+    disk.settle = settle
+    one = reader()
+    first, *others = await asyncio.gather(*(one.read() for _ in range(5)))
+
+    assert asked == 1
+    assert all(other is first for other in others)

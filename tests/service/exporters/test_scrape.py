@@ -53,7 +53,14 @@ def test_the_form_is_the_one_that_is_preferred(accept, form):
 
 @pytest.mark.parametrize(
     ("encodings", "taken"),
-    [("", False), ("gzip", True), ("br, GZIP;q=0.5", True), ("gzip;q=0", False), ("*", True)],
+    [
+        ("", False),
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("*", True),
+        ("gzip;q=0,*", False),
+    ],
 )
 def test_a_page_is_compressed_for_whoever_takes_that(encodings, taken):
     assert takes_gzip(encodings) is taken

@@ -283,3 +283,16 @@ async def test_a_hub_says_that_its_nodes_are_to_be_scraped(serve):
 
     assert answer.status == 404
     assert "scrape its nodes" in await answer.text()
+
+
+async def test_a_head_of_the_page_is_no_page(http):
+    """aiohttp would send the body with it, and the next answer after that."""
+    assert (await http.head("/metrics")).status == 405
+    assert (await http.get("/metrics")).status == 200
+
+
+async def test_more_scrapes_than_can_be_written_at_once_are_told_to_come_again(http, monkeypatch):
+    monkeypatch.setattr("orbit_service.exporters.scrape.MAX_PAGES", 0)
+    answer = await http.get("/metrics")
+
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
