@@ -30,8 +30,8 @@ LAST_SECONDS = 3.0  # for the push when the service stops
 
 class NoOtlp(Explained):
     """
-    ORBIT_OTLP_URL is set, and {missing} is not installed.
-    Install orbit-metrics[service,otlp], or unset it.
+    ORBIT_OTLP_URL is set, and what it needs is not installed ({missing}).
+    Install the extra: orbit-metrics[service,otlp]. Or unset it.
     """
 
 

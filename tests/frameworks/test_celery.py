@@ -244,6 +244,7 @@ def test_a_killed_child_is_one_failed_run(site):
     metrics = all_told(site, worker)
     assert (metrics["totalRuns"], metrics["failed"], metrics["retries"]) == (12, 1, 0)
     assert outcomes(site) == {("tasks.add", "success"): 11, ("tasks.nap", "WorkerLost"): 1}
+    assert [run["durationMs"] for run in site.ended_runs() if run["error"]] == [None]
 
 
 def test_what_a_child_did_just_before_it_was_killed_counts(site):

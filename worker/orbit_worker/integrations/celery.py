@@ -183,8 +183,12 @@ class _Hooks:
         left_by = None if exc_info is None else exc_info.exception
         if isinstance(left_by, ExceptionWithTraceback):
             left_by = left_by.exc
+        if seconds is None:
+            seconds = max(time.monotonic() - accepted_at, 0.0)
+        measured_ms: float | None = seconds * 1000
         error, final = _ending(left_by, request.task)
         if isinstance(error, WorkerLostError):
+            measured_ms = None  # it was killed at some time before Celery saw it
             error = {"type": WORKER_LOST, "message": str(error)}
             final = not _is_sent_again(request.task, task.attempt)
         elif isinstance(error, Terminated):
@@ -194,9 +198,7 @@ class _Hooks:
         elif error is not None:
             # The exception was in another process: where, the text alone tells.
             error = {**error_json(get_pickled_exception(error)), "traceback": exc_info.traceback}
-        if seconds is None:
-            seconds = max(time.monotonic() - accepted_at, 0.0)
-        self._tasks.record(seconds * 1000, task, error, final)
+        self._tasks.record(measured_ms, task, error, final)
 
     # ------------------------------------------------------------ what a request says
 
