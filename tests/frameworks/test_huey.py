@@ -78,6 +78,14 @@ def cancels_itself():
 def locked(): ...
 
 @huey.task()
+def unstorable():
+    return lambda: None
+
+@huey.task()
+def leaves():
+    raise SystemExit(3)
+
+@huey.task()
 def unwanted(): ...
 
 @huey.pre_execute()
@@ -196,6 +204,17 @@ def test_what_is_not_called_counts_only_where_it_should_have_been(site):
         "TaskLockedException": 1,
         "TaskTimeout": 1,
     }
+
+
+def test_what_huey_itself_tells_nobody_of_is_a_failed_run_and_not_in_flight_for_ever(site):
+    site.tasks(TASKS)
+    site.run("import tasks; tasks.unstorable(); tasks.leaves(); tasks.add(1, 1)")
+    consumer = start(site, "thread", "-w", "1")
+    until(lambda: (site.runs(), site.in_flight()) == (3, 0))
+    assert site.stop(consumer) == 0
+
+    assert last_life(site) == (3, 2)
+    assert site.errors().keys() > {"SystemExit"}
 
 
 def test_a_delay_is_not_waiting(site):

@@ -297,6 +297,7 @@ class Adopter:
 
     def met(self, node: str | None) -> None:
         self._node = node
+        self._look_at = 0.0  # the service was away: what ended meanwhile waits now
 
     def look_when_due(self, now: float) -> None:
         """Start a look; at most one at a time, and one each LOOK_SECONDS. Never waits."""

@@ -136,6 +136,7 @@ class Collector:
 
     def lose(self, session: Session, now_ms: int) -> None:
         """The session's process is gone, or did not come back."""
+        session.was_lost = True
         self._end(session, "lost", "the worker was killed or vanished", now_ms, lost=True)
 
     def reset(self, session: Session, now_ms: int) -> None:
@@ -336,7 +337,7 @@ class Collector:
                 verdict = Verdict.RUN if detail.final else Verdict.ATTEMPT
             else:
                 session.running.pop((pipeline, detail.id), None)
-                if detail.began and self.ended_runs.start(pipeline, detail.id):
+                if detail.began and self._begins_again(session, pipeline, detail.id):
                     counted.retries += 1
                 verdict = self.ended_runs.judge(
                     pipeline, detail.id, detail.attempt, detail.final, now_ms
@@ -367,12 +368,22 @@ class Collector:
         if len(session.running) >= MAX_RUNNING:
             self.faults["running"] += 1
             return
-        if self.ended_runs.start(start.pipeline, start.id):
+        if self._begins_again(session, start.pipeline, start.id):
             worker = self.workers[session.worker]
             self._add(worker, session, start.pipeline, Stats(retries=1), now_ms, now_ms)
         session.running[start.pipeline, start.id] = InFlight(
             start.id, start.pipeline, start.started_at, start.attempt
         )
+
+    def _begins_again(self, session: Session, pipeline: str, id: str) -> bool:
+        """Whether a run that had ended begins anew with this start.
+
+        What a session tells that was given up as lost is of before its loss: its starts
+        are those of the runs that were lost with it, and no new ones.
+        """
+        if session.was_lost and self.ended_runs.is_lost(pipeline, id):
+            return False
+        return self.ended_runs.start(pipeline, id)
 
     # ------------------------------------------------------------ endings
 

@@ -49,6 +49,7 @@ class Session:
     oldest: dict[str, int] = field(default_factory=dict)
     last_report_ms: int | None = None
     ledger: Ledger = field(default_factory=Ledger)
+    was_lost: bool = False  # given up once, with the runs that were in flight
 
     @property
     def id(self) -> str:

@@ -389,6 +389,25 @@ def test_a_lost_run_that_is_delivered_again_and_is_quick_is_a_new_run(
     assert (collector.ledger.late, collector.ledger.repeated) == (0, 0)
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_a_spool_tells_of_a_run_that_was_lost_meanwhile_is_late(
+    collector: Collector, announced: bool
+) -> None:
+    """The session was known from its hello, and given up; a successor sends what it left."""
+    collector.lose(a_session(collector, running=[a_start("r1")]), T0)
+    collector.connect(a_connect(resume=True), T0)
+    session = collector.sessions["s1"]
+    starts = [a_start("r1")] if announced else []
+    result = a_result("r1", began=not announced)
+    collector.record(session, a_record(1, started=starts), T0)
+    collector.record(session, a_record(2, result), T0)
+
+    assert (collector.ledger.late, collector.cumulative.series["mailer", "send"].runs.runs) == (
+        1,
+        1,
+    )
+
+
 # ---------------------------------------------------------------- runs that nobody measured
 
 

@@ -56,11 +56,13 @@ class Tasks:
         False for a task that did not begin here: a forked child's, or nobody's.
         """
         now = time.perf_counter()
-        task, session, started = self._begun.pop(id, (None, "", 0.0))
-        if task is None or session != self.client.session:
-            return False
-        self.record((now - started) * 1000, task, error, final)
-        return True
+        task, session, started = self._begun.get(id, (None, "", 0.0))
+        told = task is not None and session == self.client.session
+        if task is not None and told:
+            self.record((now - started) * 1000, task, error, final)
+        # Only then: a time limit that is raised in between leaves it to be told again.
+        self._begun.pop(id, None)
+        return told
 
     def fail(self, task: Task, error: ErrorLike, *, final: bool = True) -> None:
         """It failed where nobody measured it: its process was killed, or it could not begin."""

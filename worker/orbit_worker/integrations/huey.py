@@ -69,6 +69,17 @@ def install(huey: Any, *, client: MetricsClient | None = None, version: str | No
         if multiprocessing.parent_process() is None:
             tasks.client.flush(timeout=1.0)
 
+    execute = huey._execute
+
+    def executed(task: Any, timestamp: Any) -> Any:
+        """Huey's own, which tells nobody when a result cannot be stored, or of SystemExit."""
+        try:
+            return execute(task, timestamp)
+        except BaseException as error:
+            tasks.end(task.id, error)  # where that was told already, it changes nothing
+            raise
+
+    huey._execute = executed
     create = huey.create_consumer
 
     def create_consumer(**options: Any) -> Any:
