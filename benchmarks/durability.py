@@ -45,7 +45,7 @@ class Service:
                 call(self.socket, "service.info", {})
                 break
             except (OSError, CallFailed):
-                time.sleep(0.05)
+                time.sleep(0.05)  # until the service answers
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()

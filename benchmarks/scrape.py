@@ -67,7 +67,7 @@ def service(folder: Path) -> Iterator[tuple[Path, str]]:
         with contextlib.suppress(OSError, CallFailed):
             address = call(path, "service.info", {})["http"]
             break
-        time.sleep(0.05)
+        time.sleep(0.05)  # until the service answers
     try:
         yield path, f"http://{address}/metrics"
     finally:
@@ -92,7 +92,7 @@ class Worker:
     def send(self, batches: list[dict[str, object]]) -> None:
         """Record, and wait until it is acknowledged."""
         self.seq += 1
-        self.recorded += sum(len(batch["durationUs"]) for batch in batches)  # type: ignore[arg-type]
+        self.recorded += sum(len(batch["durationUs"]) for batch in batches)  # type: ignore[arg-type]  # a list
         line = record_line(seq=self.seq, recorded=self.recorded, dropped={}, batches=batches)
         self._socket.sendall(line)
         while json.loads(self._lines.readline())["params"]["seq"] < self.seq:
@@ -151,7 +151,7 @@ class Pinging:
 def timed(act: Callable[[], bytes], times: int, rest: float = 0.0) -> tuple[list[float], int]:
     took, size = [], 0
     for _ in range(times):
-        time.sleep(rest)
+        time.sleep(rest)  # so that pages do not run into one another
         began = time.perf_counter()
         size = len(act())
         took.append((time.perf_counter() - began) * 1000)
@@ -197,7 +197,7 @@ def main() -> None:
         workers = fill(path, options.series - 1, waits=not options.no_waits)
         time.sleep(5)  # until it has settled after its start
         pinging = Pinging(path)
-        time.sleep(5)
+        time.sleep(5)  # of runs without a scrape
         quiet = pinging.end()
         acknowledged = {}
         for form, headers in FORMS.items():

@@ -227,7 +227,7 @@ def main() -> None:
                 call(socket, "service.info", {})
                 break
             except (OSError, CallFailed):
-                time.sleep(0.05)
+                time.sleep(0.05)  # until the service answers
         print(f"{'us a task':34} {'CPU':>8} {'wall':>8}")
         for name, environment, code in ROWS:
             rounds = [run(environment, code, options.tasks, socket) for _ in range(options.rounds)]

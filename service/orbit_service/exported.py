@@ -12,7 +12,6 @@ from socket import gethostname
 from typing import TYPE_CHECKING
 
 from orbit_rpc_schema.errors import Explained
-from orbit_service.core.cumulative import Series
 from orbit_service.exporters.reading import Options, Own, Reader
 from orbit_service.exporters.scrape import Scraper
 from orbit_service.past import Archived
@@ -100,7 +99,7 @@ class Exported:
             places={name: (len(kind), kind.limit) for name, kind in places.items()},
             sessions=len(collector.sessions),
             history_waiting_bytes=collector.outbox.size,
-            commits=None if journal is None else Series(0, journal.commit_times.copy()),
+            commits=None if journal is None else journal.commit_times.copy(),
             commit_failures=0 if journal is None else journal.failures,
             pushes=None if self._pusher is None else dict(self._pusher.pushes),
             cpu_seconds=_cpu_seconds(),
@@ -133,6 +132,7 @@ def _pusher(settings: Settings, reader: Reader) -> Pusher | None:
     )
 
 
+# The worker's client tells the same of its host, and neither side imports the other.
 def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime

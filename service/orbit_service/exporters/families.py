@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from orbit_service.core.cumulative import Pair, Series
 from orbit_service.core.histogram import Histogram
+from orbit_service.core.stats import Stats
 from orbit_service.exporters.reading import Counts, Options, Own, Reading
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
@@ -126,7 +127,7 @@ def _of_runs(counts: Counts, options: Options) -> Iterator[Family]:
         "histogram",
         "How long runs took; a run whose worker was killed has no duration.",
         named.labels,
-        (Sample(values, durations(one), one.created_ms) for values, one in pairs),
+        (Sample(values, durations(one.runs), one.created_ms) for values, one in pairs),
         unit="seconds",
         otel="orbit.run.duration",
         otel_unit="s",
@@ -163,7 +164,7 @@ def _of_runs(counts: Counts, options: Options) -> Iterator[Family]:
             "How long the named steps of runs took.",
             (*named.labels, "step"),
             (
-                Sample((*values, name), durations(Series(0, step)), one.created_ms)
+                Sample((*values, name), durations(step), one.created_ms)
                 for values, one in pairs
                 for name, step in sorted(one.steps.items())
             ),
@@ -201,7 +202,7 @@ def _of_now(reading: Reading, options: Options) -> Iterator[Family]:
         "gauge",
         "How much waits in a queue, where the worker tells it.",
         named.queue_labels,
-        (Sample(named.queue_values(key), queue.depth) for key, queue in queues),
+        (Sample(named.values(key), queue.depth) for key, queue in queues),
         otel="orbit.queue.depth",
         otel_unit="{task}",
     )
@@ -211,7 +212,7 @@ def _of_now(reading: Reading, options: Options) -> Iterator[Family]:
         "Since when the oldest task of a queue waits; absent where nobody knows.",
         named.queue_labels,
         (
-            Sample(named.queue_values(key), queue.oldest_ms / 1000)
+            Sample(named.values(key), queue.oldest_ms / 1000)
             for key, queue in queues
             if queue.oldest_ms is not None
         ),
@@ -473,13 +474,11 @@ class _Named:
         return ("worker", "queue") if self.options.worker_label else ("queue",)
 
     def values(self, pair: Pair) -> tuple[str, ...]:
+        """Of a worker and its pipeline, or its queue."""
         return pair if self.options.worker_label else pair[1:]
 
-    queue_values = values
 
-
-def durations(one: Series) -> Distribution:
-    runs = one.runs
+def durations(runs: Stats) -> Distribution:
     known = runs.timed > 0
     return Distribution(
         runs.timed,

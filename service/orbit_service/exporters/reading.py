@@ -17,6 +17,7 @@ from orbit_service.core import cardinality
 from orbit_service.core.collector import Collector
 from orbit_service.core.cumulative import Pair, Series
 from orbit_service.core.sessions import Worker
+from orbit_service.core.stats import Stats
 
 SETTLE_SECONDS = 1.0  # how long a reading waits for the disk
 
@@ -78,7 +79,7 @@ class Own:
     places: Mapping[str, tuple[int, int]]  # taken and limit, by kind
     sessions: int
     history_waiting_bytes: int
-    commits: Series | None = None  # durations of commits, where there is a disk
+    commits: Stats | None = None  # durations of commits, where there is a disk
     commit_failures: int = 0
     pushes: Mapping[str, int] | None = None  # by outcome, where there is where to push
     cpu_seconds: float = 0.0

@@ -8,7 +8,7 @@ import pytest
 
 from builders import T0
 from orbit_service.core.collector import Collector
-from orbit_service.core.cumulative import Series
+from orbit_service.core.stats import Stats
 from orbit_service.exporters.reading import Options, Own, Reader
 
 
@@ -57,7 +57,7 @@ def an_own() -> Own:
         places={"steps": (5, 10_000)},
         sessions=2,
         history_waiting_bytes=7,
-        commits=Series(0),
+        commits=Stats(),
         commit_failures=1,
         pushes={"success": 4, "failure": 1},
         cpu_seconds=1.5,
