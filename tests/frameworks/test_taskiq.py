@@ -174,6 +174,21 @@ def test_a_killed_process_fails_what_it_ran_and_the_life_goes_on(site):
     assert site.metrics()["lastLife"] is None
 
 
+def test_a_process_may_be_killed_by_its_first_task_however_slowly_its_machine_starts(site):
+    tasks(site)
+    (site.folder / "sitecustomize.py").write_text(
+        "import sys, time\nif any('_keeper' in word for word in sys.orig_argv): time.sleep(2)\n"
+    )
+    send(site, "hang.kiq(1)")
+    work(site, "--workers", "1")
+    until(lambda: site.in_flight() == 1)
+    site.kill(site.read("noted.txt"))
+    until(lambda: site.runs() == 1)
+
+    assert site.errors() == {"WorkerLost": 1}
+    assert site.metrics()["lastLife"] is None
+
+
 def test_a_life_outlasts_processes_that_are_replaced_and_ends_with_their_parent(site):
     tasks(site)
     send(site, "asyncio.gather(*(add.kiq(n, n) for n in range(6)))")

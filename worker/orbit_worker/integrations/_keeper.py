@@ -22,7 +22,7 @@ from pathlib import Path
 
 from orbit_worker.client import MetricsClient
 
-OPEN_SECONDS = 2.0  # for the keeper's process to start and connect
+OPEN_SECONDS = 5.0  # for the keeper's process to start and connect; some 0.2 s where it is idle
 
 
 def keep_life_open(client: MetricsClient) -> subprocess.Popen[bytes] | None:
@@ -61,7 +61,7 @@ def keep_life_open(client: MetricsClient) -> subprocess.Popen[bytes] | None:
 
 
 def wait_until_open(keeper: subprocess.Popen[bytes]) -> None:
-    """Before the child that started it leaves: a moment after the start it may not be there yet."""
+    """Return once the keeper holds its session, or there is no service, or the time is up."""
     assert keeper.stdout is not None
     select.select([keeper.stdout], [], [], OPEN_SECONDS)
 

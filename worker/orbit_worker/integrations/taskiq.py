@@ -73,7 +73,7 @@ class OrbitMiddleware(TaskiqMiddleware):
         self._executions: dict[str, _Execution] = {}
         self._keeper: subprocess.Popen[bytes] | None = None
 
-    def startup(self) -> None:
+    async def startup(self) -> None:
         """Open the session of a worker's process, and see that the life outlasts it."""
         if not self.broker.is_worker_process:
             return
@@ -82,11 +82,11 @@ class OrbitMiddleware(TaskiqMiddleware):
         client.connect()
         if multiprocessing.current_process().name.startswith("worker-"):
             # Taskiq's manager, which restarts this process, imports nothing of the user's.
-            self._keeper = keep_life_open(client)
-
-    def shutdown(self) -> None:
-        if self._keeper is not None:
-            wait_until_open(self._keeper)
+            keeper = keep_life_open(client)
+            if keeper is not None:
+                # Before the first task, which may be what kills this process.
+                await asyncio.to_thread(wait_until_open, keeper)
+                self._keeper = keeper
 
     # ------------------------------------------------------------ sending
 
