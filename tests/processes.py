@@ -5,25 +5,31 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from builders import ENTRY, environment, until
 from orbit_rpc_schema.caller import CallFailed, call
 
 
 class House:
-    """A folder with a service in it and workers around it."""
+    """A folder with a service in it, under these settings, and workers around it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.socket = folder / "worker.sock"
         self.http = "none"  # the service starts in two thirds of the time without
         self._folder = folder
+        self._settings = settings
         self._processes: list[subprocess.Popen[str]] = []
 
     def serve(self) -> subprocess.Popen[str]:
-        process = self._start([*ENTRY, "serve"])
+        with (self._folder / "service.log").open("a") as log:
+            process = self._start([*ENTRY, "serve"], log)
         until(lambda: self.ask("service.info"))
         return process
+
+    def log(self) -> str:
+        """What the service has said."""
+        return (self._folder / "service.log").read_text()
 
     def worker(self, code: str, *arguments: str) -> Worker:
         """A program that has `record_run` and its kin, and `step()`, which waits to be told."""
@@ -54,16 +60,20 @@ class House:
             process.communicate()
 
     def environment(self) -> dict[str, str]:
-        return environment(self._folder, ORBIT_WORKER_NAME="crew", ORBIT_HTTP=self.http)
+        return environment(
+            self._folder, ORBIT_WORKER_NAME="crew", ORBIT_HTTP=self.http, **self._settings
+        )
 
-    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+    def _start(
+        self, command: list[str], log: IO[str] | int = subprocess.DEVNULL
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command,
             env=self.environment(),
             cwd=self._folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
             text=True,
         )
         self._processes.append(process)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -17,6 +18,7 @@ from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
 from orbit_service.exported import Exported
+from orbit_service.manager import Handed
 from orbit_service.past import Archived
 from orbit_service.program import VERSION, Program, run
 from orbit_service.report import Reporter
@@ -28,18 +30,25 @@ from orbit_service.state.checkpoint import dump
 from orbit_service.state.intake import Intake, opened
 from orbit_service.state.journal import Journal, Loop
 from orbit_service.state.store import Saved, Store
-from orbit_service.transport.listen import bind, unlink
+from orbit_service.transport.listen import bind, path_of, unlink
 from orbit_service.transport.peers import Admission
 from orbit_service.transport.unix import UnixServer
 
+DRAIN_LOOK_SECONDS = 0.05
 EXPIRE_SECONDS = 0.25  # a session counts as lost 2 s after its end; a quarter more is not seen
 
 
 class Service(Program):
     """One running service: collector, state, worker socket, history, HTTP."""
 
-    def __init__(self, settings: Settings, clock: Clock = wall_clock) -> None:
-        super().__init__(settings)
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = wall_clock,
+        handed: Handed = Handed(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(settings, handed)
+        self.socket = settings.socket if handed.workers is None else path_of(handed.workers)
         self.clock = clock
         self.started_ms = clock()
         self.intake = Intake(Collector(settings.node))
@@ -68,9 +77,42 @@ class Service(Program):
         self.past.start(self, stack)
         self.exported.start(self, stack)
         self._start_unix(stack)
-        self._repeat(EXPIRE_SECONDS, self._look, stack)
+        self.repeat(EXPIRE_SECONDS, self._look, stack)
         reporter = Reporter(self.metrics)
-        self._repeat(self.settings.metrics_interval / 1000, reporter.report, stack)
+        self.repeat(self.settings.metrics_interval / 1000, reporter.report, stack)
+
+    def announce(self) -> None:
+        handed = self.handed.workers is not None
+        logger.info(
+            "orbit-metrics {} on node {}: workers at {} ({}), http at {}, history in {}",
+            VERSION,
+            self.settings.node,
+            self.socket,
+            "of the service manager" if handed else f"mode {self.settings.socket_mode:04o}",
+            self.http_address or "none",
+            self.past.history.name,
+        )
+
+    async def drain(self, cut_short: asyncio.Event) -> None:
+        """Go on taking runs until the last worker has said goodbye, or the time is up."""
+        seconds, sessions = self.settings.drain_timeout, self.collector.sessions
+        if not seconds or not sessions:
+            return
+        logger.info(
+            "going on for {} processes of {} workers, until they have left or for {} s; "
+            "a second signal ends it",
+            len(sessions),
+            self.collector.workers_connected(),
+            seconds,
+        )
+        until = time.monotonic() + seconds
+        while sessions and not cut_short.is_set() and time.monotonic() < until:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        if sessions:
+            logger.warning("{} processes have not left; they keep what they send", len(sessions))
+
+    def fault(self, reason: str) -> None:
+        self.collector.faults[reason] += 1
 
     def _look(self) -> None:
         """What is to be done several times a second."""
@@ -106,7 +148,7 @@ class Service(Program):
             protocol=PROTOCOL,
             node=self.settings.node,
             pid=os.getpid(),
-            socket=str(self.settings.socket),
+            socket=str(self.socket),
             http=str(self.http_address) if self.http_address else None,
             started_at=self.started_ms,
             uptime_seconds=(self.clock() - self.started_ms) // 1000,
@@ -168,9 +210,10 @@ class Service(Program):
         self.workers.await_return()
 
     def _start_unix(self, stack: AsyncExitStack) -> None:
-        path = self.settings.socket
-        listener = bind(path, self.settings.socket_mode)
-        stack.callback(unlink, path, path.stat().st_ino)
+        listener = self.handed.workers
+        if listener is None:
+            listener = bind(self.socket, self.settings.socket_mode)
+            stack.callback(unlink, self.socket, self.socket.stat().st_ino)
         self._unix = UnixServer(
             listener, self.dispatcher, self.workers, Admission(self.settings.allow_uids)
         )
@@ -184,16 +227,4 @@ class Service(Program):
 
 async def serve(settings: Settings) -> None:
     """Run a service until SIGTERM or SIGINT."""
-    service = Service(settings)
-    await run(
-        service,
-        lambda: logger.info(
-            "orbit-metrics {} on node {}: workers at {} (mode {:04o}), http at {}, history in {}",
-            VERSION,
-            settings.node,
-            settings.socket,
-            settings.socket_mode,
-            service.http_address or "none",
-            service.past.history.name,
-        ),
-    )
+    await run(lambda handed: Service(settings, handed=handed))

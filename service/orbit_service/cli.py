@@ -173,6 +173,8 @@ def check_config() -> None:
             value = f"{value:04o}"
         if name == "allow_uids":
             value = "*" if value is None else ",".join(map(str, sorted(value))) or "(own and root)"
+        if name in ("allowed_hosts", "cors_origins"):
+            value = ",".join(sorted(value)) or None
         if name == "token":
             value = "(set)" if value else "(none)"
         if name == "otlp_headers":

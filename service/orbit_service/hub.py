@@ -7,6 +7,7 @@ knows nothing.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 
 from loguru import logger
@@ -21,6 +22,7 @@ from orbit_service.core.outbox import Outbox
 from orbit_service.history.archive import Archive
 from orbit_service.history.late import LateHistory
 from orbit_service.history.watch import Watch
+from orbit_service.manager import Handed
 from orbit_service.program import VERSION, Program, run
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import ON_HUB, Clock, make_hub_handlers
@@ -45,12 +47,17 @@ class HubNeedsHttp(Explained):
 class Hub(Program):
     """One running hub."""
 
-    def __init__(self, settings: Settings, clock: Clock = wall_clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        handed: Handed = Handed(),  # noqa: B008  # frozen
+        clock: Clock = wall_clock,
+    ) -> None:
         if settings.history_url is None:
             raise HubNeedsDatabase
-        if settings.http is None:
+        if settings.http is None and handed.http is None:
             raise HubNeedsHttp
-        super().__init__(settings)
+        super().__init__(settings, handed)
         self._clock = clock
         self.history = LateHistory(settings.history_url, None, settings.retention)
         fleet = Fleet()
@@ -69,6 +76,17 @@ class Hub(Program):
         stack.callback(self.history.close)
         await self._start_http(self._dispatcher, self._document, stack)
         self.spawn(self._watch.run(), stack)
+
+    def announce(self) -> None:
+        logger.info(
+            "orbit-metrics {}, a hub: http at {}, history in {}",
+            VERSION,
+            self.http_address,
+            self.history.name,
+        )
+
+    async def drain(self, cut_short: asyncio.Event) -> None:
+        """No worker is connected to a hub."""
 
     @property
     def ready(self) -> bool:
@@ -102,13 +120,4 @@ def _health(status: Status, message: str, fleet: Fleet | None) -> Health:
 
 async def serve(settings: Settings) -> None:
     """Run a hub until SIGTERM or SIGINT."""
-    hub = Hub(settings)
-    await run(
-        hub,
-        lambda: logger.info(
-            "orbit-metrics {}, a hub: http at {}, history in {}",
-            VERSION,
-            hub.http_address,
-            hub.history.name,
-        ),
-    )
+    await run(lambda handed: Hub(settings, handed))

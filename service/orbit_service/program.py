@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
+import socket
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -17,18 +20,22 @@ from loguru import logger
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.procedures import Health
 from orbit_service.exporters.scrape import Scraper
+from orbit_service.manager import Handed, handed_over, notify, watchdog_seconds
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.incidents import incident
 from orbit_service.settings import Address, Settings, warnings
 
 VERSION = version("orbit-metrics")
 STOP_SECONDS = 5.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long a thread that computes keeps the others waiting. A commit takes the interpreter
 # some eight times: at Python's 5 ms workers waited for 70 ms while a scrape was written.
 SWITCH_SECONDS = 0.0005
 # By then everything is imported, the history too. The garbage collector need not look at
 # it any more, which took it 70 ms each time, and held up workers for as long.
 FREEZE_SECONDS = 5.0
+# For all workers and dashboards that there may be; many systems begin a process with 1,024.
+DESCRIPTORS = 16_384
 
 
 class AddressInUse(Explained):
@@ -38,19 +45,39 @@ class AddressInUse(Explained):
     """
 
 
-class Program(ABC):
-    """Something that runs until it is told to stop; `_start` says what is in it."""
+class GuardMissing(Explained):
+    """
+    The service manager handed over a socket for HTTP at {address}, which can be reached from
+    elsewhere: set ORBIT_TOKEN or ORBIT_TOKEN_FILE.
+    """
 
-    def __init__(self, settings: Settings) -> None:
+
+class Program(ABC):
+    """Something that runs until it is told to stop; `_start` says what is in it.
+
+    `handed` are sockets that it need not bind itself.
+    """
+
+    def __init__(self, settings: Settings, handed: Handed = Handed()) -> None:  # noqa: B008  # frozen
         self.settings = settings
+        self.handed = handed
         self.http_address: Address | None = None
         self._stack = AsyncExitStack()
+        self._faults: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Listen. Raises Explained with a sentence when an address or path cannot be had."""
         async with AsyncExitStack() as stack:
             await self._start(stack)
             self._stack = stack.pop_all()
+
+    @abstractmethod
+    def announce(self) -> None:
+        """Log what runs now, and where."""
+
+    @abstractmethod
+    async def drain(self, cut_short: asyncio.Event) -> None:
+        """Wait for what ought to end before us; no longer than until `cut_short` is set."""
 
     async def stop(self) -> None:
         """Undo what `start` did, in reverse."""
@@ -76,29 +103,52 @@ class Program(ABC):
         stack: AsyncExitStack,
         scraper: Scraper | None = None,
     ) -> None:
-        address = self.settings.http
+        listener = self.handed.http
+        address = self.settings.http if listener is None else _address_of(listener)
         if address is None:
             return
+        if not address.is_loopback and self.settings.token is None:
+            raise GuardMissing(address=address)
         # A third of the time that a start takes, which a service without HTTP saves.
         from aiohttp import web
 
-        from orbit_service.transport.http import HttpOptions, make_app
+        from orbit_service.transport.access import Access
+        from orbit_service.transport.http import IDLE_SECONDS, HttpOptions, bounded, make_app
 
-        options = HttpOptions(document, local=address.is_loopback, token=self.settings.token)
-        app = make_app(
-            dispatcher, options, ready=lambda: self.ready, health=self.health, scraper=scraper
+        settings = self.settings
+        access = Access(
+            address.is_loopback, settings.token, settings.allowed_hosts, settings.cors_origins
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS)
+        app = make_app(
+            dispatcher,
+            HttpOptions(document, access, self.fault),
+            ready=lambda: self.ready,
+            health=self.health,
+            scraper=scraper,
+        )
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=STOP_SECONDS, keepalive_timeout=IDLE_SECONDS
+        )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        host, port = address
+        assert runner.server is not None
+        accept = bounded(runner.server, self.fault)
+        loop = asyncio.get_running_loop()
         try:
-            await web.TCPSite(runner, host, port).start()
+            if listener is not None:
+                server = await loop.create_server(accept, sock=listener)
+            else:
+                server = await loop.create_server(accept, *address, reuse_address=True)
         except OSError as error:
             raise AddressInUse(address=address, why=error.strerror or error) from None
-        self.http_address = Address((host, runner.addresses[0][1]))
+        stack.callback(server.close)
+        self.http_address = Address((address[0], server.sockets[0].getsockname()[1]))
 
-    def _repeat(self, seconds: float, act: Callable[[], None], stack: AsyncExitStack) -> None:
+    def fault(self, reason: str) -> None:
+        """Count something that was refused."""
+        self._faults[reason] += 1
+
+    def repeat(self, seconds: float, act: Callable[[], None], stack: AsyncExitStack) -> None:
         async def repeat() -> None:
             while True:
                 await asyncio.sleep(seconds)
@@ -131,19 +181,52 @@ def configure_logging(level: str) -> None:
     )
 
 
-async def run(program: Program, announce: Callable[[], None]) -> None:
-    """Start, wait for SIGTERM or SIGINT, stop."""
+async def run(make: Callable[[Handed], Program]) -> None:
+    """Make a program, start it, wait for SIGTERM or SIGINT, stop it.
+
+    A second signal ends the waiting for workers, a third the process.
+    """
     sys.setswitchinterval(SWITCH_SECONDS)
-    stopping = asyncio.Event()
+    _raise_descriptors()
+    told, cut_short = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+
+    def tell() -> None:
+        if cut_short.is_set():
+            for number in STOP_SIGNALS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        (cut_short if told.is_set() else told).set()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, tell)
+    program = make(handed_over())
     await program.start()
     for sentence in warnings(program.settings):
         logger.warning(sentence)
-    announce()
+    program.announce()
+    notify("READY=1", "STATUS=takes runs")
     loop.call_later(FREEZE_SECONDS, gc.freeze)
-    await stopping.wait()
-    logger.info("stopping")
-    await program.stop()
+    async with AsyncExitStack() as watched:
+        if (seconds := watchdog_seconds()) is not None:
+            program.repeat(seconds, lambda: notify("WATCHDOG=1"), watched)
+        await told.wait()
+        notify("STOPPING=1", "STATUS=stopping")
+        await program.drain(cut_short)
+        logger.info("stopping")
+        await program.stop()
     logger.info("stopped")
+
+
+def _address_of(listener: socket.socket) -> Address:
+    host, port = listener.getsockname()[:2]
+    return Address((host, port))
+
+
+def _raise_descriptors() -> None:
+    with suppress(OSError, ValueError):  # macOS has a limit of its own
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -29,6 +29,9 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRYING_OUT_MS = 10_000
 LEAST_RETENTION_MS = 2 * 3_600_000  # hours are made of what is kept below them
 MIN_TOKEN = 8  # characters
+ANY = "*"
+_HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:]+\]")  # without a port
+_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://({_HOST.pattern})(:[0-9]{{1,5}})?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
@@ -95,6 +98,13 @@ class Settings(BaseSettings):
     )
     token: str | None = Field(None, alias="ORBIT_TOKEN", min_length=MIN_TOKEN, repr=False)
     token_file: Path | None = Field(None, alias="ORBIT_TOKEN_FILE")
+    # By which names and from which pages HTTP may be asked, beside our own.
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), alias="ORBIT_ALLOWED_HOSTS"
+    )
+    cors_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), alias="ORBIT_CORS_ORIGINS"
+    )
     # After the tokens, which it may need.
     http: Address | None = Field(Address(("127.0.0.1", 8790)), alias="ORBIT_HTTP")
     node: str = Field(default_factory=gethostname, alias="ORBIT_NODE")
@@ -105,6 +115,8 @@ class Settings(BaseSettings):
     # For how long windows of 10 s, 1 min and 1 h are kept.
     retention: Annotated[tuple[Level, ...], NoDecode] = Field(LEVELS, alias="ORBIT_RETENTION")
     stuck_after: int = Field(600, ge=1, alias="ORBIT_STUCK_AFTER")  # seconds
+    # For so many seconds after it is told to stop, runs of workers that are still there are taken.
+    drain_timeout: int = Field(0, ge=0, le=86_400, alias="ORBIT_DRAIN_TIMEOUT")
     # What Prometheus and OpenTelemetry are told; each left out makes fewer series.
     export_workers: bool = Field(True, alias="ORBIT_EXPORT_WORKERS")  # the label `worker`
     export_steps: bool = Field(True, alias="ORBIT_EXPORT_STEPS")
@@ -231,6 +243,29 @@ class Settings(BaseSettings):
             raise ValueError("a header's name has no spaces, and its value is one line")
         return headers
 
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return frozenset(part.strip().lower() for part in value.split(",") if part.strip())
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names(cls, names: frozenset[str], others: ValidationInfo) -> frozenset[str]:
+        if wrong := [name for name in names if not (_HOST.fullmatch(name) or name == ANY)]:
+            raise ValueError(f"{wrong[0]!r} is no name of a host, such as metrics.example.com")
+        return _with_token(names, others)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: frozenset[str], others: ValidationInfo) -> frozenset[str]:
+        if wrong := [
+            origin for origin in origins if not (_ORIGIN.fullmatch(origin) or origin == ANY)
+        ]:
+            raise ValueError(f"{wrong[0]!r} is no origin, such as https://dash.example.com")
+        return _with_token(origins, others)
+
     @field_validator("node")
     @classmethod
     def _node_name(cls, value: str) -> str:
@@ -239,9 +274,7 @@ class Settings(BaseSettings):
     @field_validator("http")
     @classmethod
     def _guarded(cls, address: Address | None, others: ValidationInfo) -> Address | None:
-        # A token that is bad is missing among the others, and named by itself.
-        tokens = [others.data.get(name, "bad") for name in ("token", "token_file")]
-        if address is not None and not address.is_loopback and tokens == [None, None]:
+        if address is not None and not address.is_loopback and not _token_given(others):
             raise ValueError(
                 f"{address} can be reached from elsewhere: set ORBIT_TOKEN or ORBIT_TOKEN_FILE"
             )
@@ -306,6 +339,17 @@ def _nearest(name: str) -> str:
 
 def _plain(message: str) -> str:
     return message.removeprefix("Value error, ")
+
+
+def _token_given(others: ValidationInfo) -> bool:
+    # A token that is bad is missing among the others, and named by itself.
+    return any(others.data.get(name, "bad") is not None for name in ("token", "token_file"))
+
+
+def _with_token(allowed: frozenset[str], others: ValidationInfo) -> frozenset[str]:
+    if ANY in allowed and not _token_given(others):
+        raise ValueError(f"{ANY} lets any web page in: set ORBIT_TOKEN or ORBIT_TOKEN_FILE too")
+    return allowed
 
 
 def _token_in(path: Path) -> str:

@@ -66,6 +66,9 @@ BAD = {
     "ORBIT_TOKEN": ["short", ""],
     "ORBIT_TOKEN_FILE": ["/does/not/exist"],
     "ORBIT_STUCK_AFTER": ["0", "soon"],
+    "ORBIT_DRAIN_TIMEOUT": ["-1", "soon", ""],
+    "ORBIT_ALLOWED_HOSTS": ["https://metrics.example", "a b", "metrics.example:443", "*"],
+    "ORBIT_CORS_ORIGINS": ["dash.example", "https://dash.example/", "null", "*"],
     "ORBIT_HISTORY_URL": ["mysql://host/db", "postgresql://host", "elsewhere"],
     "ORBIT_RETENTION": ["6h", "6h,7d", "7d,6h,400d", "1h,7d,400d", "a,b,c", ""],
 }
@@ -289,3 +292,17 @@ def test_what_is_exported_can_be_turned_off(settings_of):
         False,
         True,
     )
+
+
+def test_hosts_and_origins_are_lists_in_small_letters(settings_of):
+    settings = settings_of(
+        ORBIT_ALLOWED_HOSTS="Metrics.example, [fd00::1]",
+        ORBIT_CORS_ORIGINS="https://Dash.example,http://localhost:3000",
+    )
+    assert settings.allowed_hosts == {"metrics.example", "[fd00::1]"}
+    assert settings.cors_origins == {"https://dash.example", "http://localhost:3000"}
+
+
+def test_any_page_may_be_let_in_where_there_is_a_token(settings_of):
+    settings = settings_of(ORBIT_CORS_ORIGINS="*", ORBIT_ALLOWED_HOSTS="*", ORBIT_TOKEN=TOKEN)
+    assert settings.cors_origins == settings.allowed_hosts == {"*"}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -15,21 +14,26 @@ from orbit_rpc_schema.procedures import Health
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.exporters.scrape import Busy, Scraper
 from orbit_service.rpc.dispatch import Dispatcher
+from orbit_service.transport.access import PREFLIGHT, Access
 
 PROBES = ("/livez", "/readyz", "/healthz")
-SCRAPE_SECONDS = 60.0  # for whoever reads a page slowly
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+# From the head of a request to the last byte of its answer, whoever sends or reads slowly.
+# A question about the past may have to wait for a database.
+REQUEST_SECONDS = 60.0
+IDLE_SECONDS = 75.0  # of a connection, before and between requests; proxies keep theirs for 60
+MAX_CONNECTIONS = 2_048
+MAX_REFUSALS_SAID = 100  # a line in the log for each, and then no more
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """`local` is true when the service listens on loopback alone."""
+    """`fault` counts what was refused, by reason."""
 
     document: Mapping[str, Any]  # OpenRPC
-    local: bool = True
-    token: str | None = None
+    access: Access = field(default_factory=Access)
+    fault: Callable[[str], None] = lambda _reason: None
 
 
 def make_app(
@@ -57,9 +61,11 @@ def make_app(
     async def readiness(_request: web.Request) -> web.Response:
         return _probe(ready(), "takes runs", "does not take runs")
 
-    async def healthz(_request: web.Request) -> web.Response:
+    async def healthz(request: web.Request) -> web.Response:
         now = health()
         body: dict[str, Any] = now.model_dump(mode="json", by_alias=True)
+        if not options.access.trusts(_authorization(request)):
+            body = {"status": now.status}  # the rest names workers and pipelines
         # The probes of a container are about this service; a failing pipeline is no
         # reason to restart it. The body tells; the status stays.
         return web.json_response({"ready": ready(), **body}, status=200 if ready() else 503)
@@ -77,7 +83,8 @@ def make_app(
             text = "other scrapes are under way\n"
             raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "1"}) from None
 
-    app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options)])
+    app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options), _hasten(options)])
+    app.on_response_prepare.append(_say_who_may_read(options.access))
     app.router.add_post("/rpc", rpc)
     app.router.add_get("/metrics", metrics, allow_head=False)
     app.router.add_get("/livez", live)
@@ -87,6 +94,25 @@ def make_app(
     return app
 
 
+def bounded(server: web.Server, fault: Callable[[str], None]) -> Callable[[], asyncio.BaseProtocol]:
+    """A protocol for each connection; over the bound, one that hangs up."""
+
+    def accept() -> asyncio.BaseProtocol:
+        if len(server.connections) < MAX_CONNECTIONS:
+            return server()
+        fault("http connections")
+        return _HangUp()
+
+    return accept
+
+
+class _HangUp(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n")
+        transport.close()
+
+
 async def _write_page(request: web.Request, scraper: Scraper) -> web.StreamResponse:
     accept, encodings = (request.headers.get(name, "") for name in ("Accept", "Accept-Encoding"))
     page = await scraper.scrape(accept, encodings)
@@ -94,53 +120,88 @@ async def _write_page(request: web.Request, scraper: Scraper) -> web.StreamRespo
     if page.gzipped:
         headers["Content-Encoding"] = "gzip"
     response = web.StreamResponse(headers=headers)
-    try:
-        async with asyncio.timeout(SCRAPE_SECONDS):
-            await response.prepare(request)
-            async for chunk in page.chunks:
-                await response.write(chunk)
-            await response.write_eof()
-    except (ConnectionResetError, TimeoutError) as gone:
-        # Whoever asked has given up. Without its end nobody takes the page for whole.
-        logger.debug("a scrape from {} was cut short: {!r}", request.remote, gone)
-        response.force_close()
+    await response.prepare(request)
+    async for chunk in page.chunks:
+        await response.write(chunk)
+    return response
+
+
+def _hasten(options: HttpOptions) -> Any:
+    """Bound the time for which a request, or a reader of its answer, holds a connection."""
+
+    @web.middleware
+    async def hasten(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = None
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                response = await handler(request)
+                await response.prepare(request)
+                await response.write_eof()
+                return response
+        except TimeoutError:
+            options.fault("http time-out")
+        except ConnectionResetError as gone:
+            logger.debug("{} of {} was cut short: {!r}", request.path, request.remote, gone)
+        # Whoever asked has given up, or is too slow. Without its end nobody takes an
+        # answer for whole.
         if request.transport is not None:
             request.transport.abort()
-    return response
+        return response or web.Response(status=408)
+
+    return hasten
 
 
 def _guard(options: HttpOptions) -> Any:
     """Turn away whoever lacks the token, and web pages that reach for a local service."""
+    access = options.access
+    said: set[str] = set()
+
+    def refused(request: web.Request, reason: str, sentence: str) -> str:
+        options.fault(reason)
+        if sentence not in said and len(said) < MAX_REFUSALS_SAID:
+            said.add(sentence)
+            logger.warning("refused {} of {}: {}", request.path, request.remote, sentence)
+        return f"{sentence}\n"
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in PROBES:
-            return await handler(request)
-        if options.local and _name_of(request.host) not in LOCAL_NAMES:
-            # A name that resolves to 127.0.0.1 (DNS rebinding) is not ours.
-            raise web.HTTPForbidden(text=f"{request.host} is not a name of this service\n")
-        origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("://")[2] != request.host:
-            raise web.HTTPForbidden(text=f"pages of {origin} may not call this service\n")
-        if options.token is not None and not _has_token(request, options.token):
+        probe = request.path in PROBES
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
+        # A kubelet calls a pod by its address; it cannot reach one that is on loopback.
+        if not access.is_called(host) and not (probe and not access.local):
+            why = f"{host!r} is no name of this service; ORBIT_ALLOWED_HOSTS names more"
+            raise web.HTTPForbidden(text=refused(request, "http host", why))
+        if origin is not None and not access.admits(origin, host):
+            why = f"pages of {origin!r} may not call this service; ORBIT_CORS_ORIGINS names some"
+            raise web.HTTPForbidden(text=refused(request, "http origin", why))
+        if origin is not None and request.method == "OPTIONS":
+            return web.Response(status=204, headers=PREFLIGHT)
+        if not probe and not access.trusts(_authorization(request)):
+            why = "send Authorization: Bearer <token>, the one of ORBIT_TOKEN or ORBIT_TOKEN_FILE"
             raise web.HTTPUnauthorized(
-                text="send Authorization: Bearer <token>\n", headers={"WWW-Authenticate": "Bearer"}
+                text=refused(request, "http token", why), headers={"WWW-Authenticate": "Bearer"}
             )
         return await handler(request)
 
     return guard
 
 
-def _name_of(host: str) -> str:
-    name, _colon, port = host.rpartition(":")
-    return name if name and port.isdecimal() else host
+def _say_who_may_read(access: Access) -> Any:
+    async def say(request: web.Request, response: web.StreamResponse) -> None:
+        headers = access.cors(request.headers.get("Origin"))
+        for name, value in headers.items():
+            before = response.headers.get(name) if name == "Vary" else None
+            response.headers[name] = f"{before}, {value}" if before else value
+        response.headers["Server"] = "orbit-metrics"
+        # A page elsewhere shall not embed an answer, nor a browser guess what it is.
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+
+    return say
 
 
-def _has_token(request: web.Request, token: str) -> bool:
-    scheme, _space, given = request.headers.get("Authorization", "").partition(" ")
-    # A header holds whatever bytes were sent; those that are no text come as surrogates.
-    sent = given.encode(errors="surrogateescape")
-    return scheme == "Bearer" and hmac.compare_digest(sent, token.encode())
+def _authorization(request: web.Request) -> str:
+    return request.headers.get("Authorization", "")
 
 
 def _probe(good: bool, yes: str, no: str) -> web.Response:

@@ -53,6 +53,13 @@ def bind(path: Path, mode: int) -> socket.socket:
         raise SocketUnusable(path=path, why=error.strerror or error) from None
 
 
+def path_of(listener: socket.socket) -> Path:
+    """Where a socket listens that somebody else has bound; an abstract name begins with @."""
+    name = listener.getsockname()
+    text = os.fsdecode(name)
+    return Path(f"@{text[1:]}" if text.startswith("\0") else text)
+
+
 def unlink(path: Path, inode: int) -> None:
     """Remove the socket file, unless it is another's by now."""
     try:

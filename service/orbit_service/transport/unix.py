@@ -31,6 +31,9 @@ READ_BYTES = 262_144  # one turn of the loop; more would keep the neighbours wai
 MAX_UNSENT = 1_048_576  # bytes of answers that a client does not read
 MAX_WAITING = 100  # calls of one connection that wait for their turn
 MAX_CONNECTIONS = 4_096
+# A connection that speaks for no worker and says nothing for so long is ended, twice the time
+# at most: what is forgotten somewhere must not use up the places of workers.
+IDLE_SECONDS = 300.0
 
 
 class Envelope(Struct):
@@ -127,6 +130,8 @@ class Connection:
         self._reading = False
         self._ended = False  # the stream, by its other side
         self._closed = False
+        self._spoke = False  # since the last look
+        self._look = self._loop.call_later(IDLE_SECONDS, self._end_when_idle)
         self._pidfd = open_pidfd(pid)
         if self._pidfd is not None:
             # A child that inherited the socket keeps it open when its parent dies.
@@ -147,7 +152,16 @@ class Connection:
         else:
             self._end_of_stream()
 
+    def _end_when_idle(self) -> None:
+        if self._peer.session is None and not self._spoke and self._task is None:
+            self._server.workers.collector.faults["idle"] += 1
+            self._close()
+            return
+        self._spoke = False
+        self._look = self._loop.call_later(IDLE_SECONDS, self._end_when_idle)
+
     def _feed(self, data: bytes) -> None:
+        self._spoke = True
         for line in self._lines.feed(data):
             if self._closed:  # replaced, in the middle of what it sent
                 return
@@ -341,6 +355,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        self._look.cancel()
         self._room.set()
         self._server.connections.discard(self)
         self._stop_reading()

@@ -24,6 +24,7 @@ from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 from orbit_service.rpc.handlers import make_handlers
 from orbit_service.settings import Settings
 from orbit_service.state.intake import Intake
+from orbit_service.transport.access import Access
 from orbit_service.transport.http import PROBES, HttpOptions, make_app
 
 TOKEN = "correct-horse"
@@ -35,6 +36,8 @@ def serve(aiohttp_client):
     """A client of the application under these options."""
 
     async def serve(ready: bool = True, hub: bool = False, **options: Any) -> TestClient:
+        """The options are those of Access; what was refused is in `client.faults`."""
+        faults: list[str] = []
         collector = Collector("box")
         intake = Intake(collector)
         past = Archived(Settings(), intake, lambda: T0)
@@ -49,12 +52,14 @@ def serve(aiohttp_client):
         )
         app = make_app(
             Dispatcher(handlers),
-            HttpOptions(document(VERSION), **options),
+            HttpOptions(document(VERSION), Access(**options), faults.append),
             ready=lambda: ready,
             health=lambda: health(collector, 1, T0),
             scraper=None if hub else Exported(Settings(), intake, past, lambda: T0).scraper,
         )
-        return await aiohttp_client(app)
+        client = await aiohttp_client(app)
+        client.faults = faults
+        return client
 
     return serve
 
@@ -180,6 +185,59 @@ async def test_with_a_token_any_name_will_do(serve):
     assert (await http.post("/rpc", json=METRICS, headers=headers)).status == 200
 
 
+async def test_a_page_of_an_origin_that_is_named_may_ask_and_read(serve):
+    http = await serve(origins=frozenset({"https://dash.example"}))
+    page = {"Host": "127.0.0.1:8790", "Origin": "https://dash.example"}
+    asks = {**page, "Access-Control-Request-Method": "POST"}
+
+    preflight = await http.options("/rpc", headers=asks)
+    answer = await http.post("/rpc", json=METRICS, headers=page)
+
+    assert preflight.status == 204
+    assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type"
+    for response in (preflight, answer):
+        assert response.headers["Access-Control-Allow-Origin"] == "https://dash.example"
+        assert response.headers["Vary"] == "Origin"
+    assert (await answer.json())["result"]["totalRuns"] == 0
+
+
+async def test_a_page_that_is_named_reads_why_it_is_refused(serve):
+    http = await serve(origins=frozenset({"https://dash.example"}), token=TOKEN)
+    page = {"Origin": "https://dash.example"}
+    answer = await http.post("/rpc", json=METRICS, headers=page)
+
+    assert answer.status == 401
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://dash.example"
+
+
+async def test_a_page_that_is_not_named_learns_nothing_by_asking_first(http):
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    answer = await http.options("/rpc", headers=headers)
+
+    assert answer.status == 403
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+async def test_no_answer_can_be_embedded_or_taken_for_something_else(http):
+    for answer in (await http.get("/metrics"), await http.get("/nowhere")):
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"Host": "evil.example"}, "http host"),
+        ({"Origin": "https://evil.example"}, "http origin"),
+        ({}, "http token"),
+    ],
+)
+async def test_what_is_refused_is_counted_by_reason(serve, headers, reason):
+    http = await serve(token=TOKEN)
+    await http.get("/openrpc.json", headers=headers)
+    assert http.faults == [reason]
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -222,9 +280,22 @@ def running_with_token(tmp_path):
 
 
 @pytest.mark.parametrize("path", PROBES)
-async def test_a_probe_needs_no_token_and_no_name(serve, path):
+@pytest.mark.parametrize("hosts", [frozenset(), frozenset({"metrics.example"})])
+async def test_a_probe_from_elsewhere_needs_no_token_and_no_name(serve, path, hosts):
+    http = await serve(local=False, token=TOKEN, hosts=hosts)
+    assert (await http.get(path, headers={"Host": "10.0.0.7:8790"})).status == 200
+
+
+async def test_a_probe_on_loopback_is_no_way_around_the_name(http):
+    assert (await http.get("/healthz", headers={"Host": "evil.example"})).status == 403
+
+
+async def test_healthz_names_workers_to_those_alone_who_have_the_token(serve):
     http = await serve(token=TOKEN)
-    assert (await http.get(path, headers={"Host": "10.0.0.7"})).status == 200
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+
+    assert await (await http.get("/healthz")).json() == {"ready": True, "status": "healthy"}
+    assert "message" in await (await http.get("/healthz", headers=headers)).json()
 
 
 @pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/readyz", 503), ("/healthz", 503)])
@@ -296,3 +367,54 @@ async def test_more_scrapes_than_can_be_written_at_once_are_told_to_come_again(h
     answer = await http.get("/metrics")
 
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the other side hangs up, which it does in time."""
+    connection.settimeout(30)
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def connect(service: RunningService) -> socket.socket:
+    return socket.create_connection(service.service.http_address, timeout=30)
+
+
+def faults(service: RunningService) -> dict[str, int]:
+    return service.ask("service.info")["intake"]["faults"]
+
+
+def test_over_the_bound_a_connection_is_told_so_and_ended(service, monkeypatch):
+    monkeypatch.setattr("orbit_service.transport.http.MAX_CONNECTIONS", 1)
+    with connect(service) as first:
+        first.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(15) == b"HTTP/1.1 200 OK"
+        with connect(service) as second:
+            assert read_all(second).startswith(b"HTTP/1.1 503 ")
+
+    assert faults(service)["http connections"] == 1
+
+
+def test_a_request_whose_body_does_not_come_ends(service, monkeypatch):
+    monkeypatch.setattr("orbit_service.transport.http.REQUEST_SECONDS", 0.1)
+    head = b"POST /rpc HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connect(service) as slow:
+        slow.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        assert read_all(slow) == b""
+
+    assert faults(service)["http time-out"] == 1
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\nHo"], ids=["nothing", "half a head"]
+)
+def test_a_connection_that_does_not_ask_ends(tmp_path, monkeypatch, sent):
+    monkeypatch.setattr("orbit_service.transport.http.IDLE_SECONDS", 0.1)
+    service = RunningService(tmp_path / "worker.sock")
+    service.start()
+    with connect(service) as silent:
+        silent.sendall(sent)
+        assert read_all(silent) == b""
+    service.close()

@@ -762,6 +762,20 @@ def test_a_goodbye_ends_the_life_at_once(service, mailer):
     assert metrics["lastLife"]["reason"] == "SIGTERM"
 
 
+# ---------------------------------------------------------------- who says nothing
+
+
+def test_a_connection_that_speaks_for_nobody_and_says_nothing_is_ended(service, dial, monkeypatch):
+    monkeypatch.setattr(unix, "IDLE_SECONDS", 0.2)
+    worker, silent = dial(), dial()
+    worker.hello()
+
+    assert silent.read() is None
+    assert intake(service)["faults"] == {"idle": 1}
+    # A worker may be silent: its heartbeat is watched.
+    assert worker.ask("worker.metrics")["result"]["workersConnected"] == 2
+
+
 # ---------------------------------------------------------------- who may connect
 
 
