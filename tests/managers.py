@@ -7,7 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from builders import ENTRY, environment
 
@@ -19,7 +22,7 @@ for number, descriptor in enumerate(map(int, sys.argv[2:2 + count])):
     os.dup2(descriptor, 3 + number)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.environ["LISTEN_FDS"] = str(count)
-os.execv(sys.argv[2 + count], sys.argv[2 + count:])
+os.execvp(sys.argv[2 + count], sys.argv[2 + count:])
 """
 OUT_OF_THE_WAY = 100  # of the descriptors that are to be 3 and more
 
@@ -52,18 +55,16 @@ class Manager:
     def hand_over(self, listener: socket.socket) -> None:
         self._sockets.append(listener)
 
-    def start(self, *command: str, **environ: str) -> subprocess.Popen[str]:
-        """`orbit-metrics serve`, or another command, as the unit's process."""
-        high = [self._lifted(listener) for listener in self._sockets]
+    def start(self, **environ: str) -> subprocess.Popen[str]:
+        """`orbit-metrics serve` as the unit's process."""
+        environ = environment(self._folder, NOTIFY_SOCKET=str(self._folder / "notify"), **environ)
+        return self._start(partial(subprocess.Popen, env=environ), *ENTRY, "serve")
+
+    def _start(self, start: Callable[..., Any], *command: str) -> subprocess.Popen[str]:
+        high = [fcntl.fcntl(made, fcntl.F_DUPFD, OUT_OF_THE_WAY) for made in self._sockets]
         with (self._folder / "said.txt").open("a") as log:
-            service = subprocess.Popen(
-                [
-                    *(sys.executable, "-c", EXEC, str(len(high)), *map(str, high)),
-                    *(command or (*ENTRY, "serve")),
-                ],
-                env=environment(
-                    self._folder, NOTIFY_SOCKET=str(self._folder / "notify"), **environ
-                ),
+            service = start(
+                [sys.executable, "-c", EXEC, str(len(high)), *map(str, high), *command],
                 pass_fds=high,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -74,10 +75,6 @@ class Manager:
             os.close(descriptor)
         self._services.append(service)
         return service
-
-    @staticmethod
-    def _lifted(listener: socket.socket) -> int:
-        return fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD, OUT_OF_THE_WAY)
 
     def heard(self) -> list[str]:
         """The lines of the next message of a service."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +22,9 @@ class House:
         self._settings = settings
         self._processes: list[subprocess.Popen[str]] = []
 
-    def serve(self) -> subprocess.Popen[str]:
+    def serve(self, **environ: str) -> subprocess.Popen[str]:
         with (self._folder / "service.log").open("a") as log:
-            process = self._start([*ENTRY, "serve"], log)
+            process = self._start([*ENTRY, "serve"], environ, log)
         until(lambda: self.ask("service.info"))
         return process
 
@@ -31,10 +32,10 @@ class House:
         """What the service has said."""
         return (self._folder / "service.log").read_text()
 
-    def worker(self, code: str, *arguments: str) -> Worker:
+    def worker(self, code: str, *arguments: str, **environ: str) -> Worker:
         """A program that has `record_run` and its kin, and `step()`, which waits to be told."""
         return Worker(
-            self._start([sys.executable, "-W", "error", "-c", PRELUDE + code, *arguments])
+            self._start([sys.executable, "-W", "error", "-c", PRELUDE + code, *arguments], environ)
         )
 
     def ask(self, method: str, **params: Any) -> Any:
@@ -65,11 +66,14 @@ class House:
         )
 
     def _start(
-        self, command: list[str], log: IO[str] | int = subprocess.DEVNULL
+        self,
+        command: list[str],
+        environ: Mapping[str, str] | None = None,
+        log: IO[str] | int = subprocess.DEVNULL,
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command,
-            env=self.environment(),
+            env={**self.environment(), **(environ or {})},
             cwd=self._folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

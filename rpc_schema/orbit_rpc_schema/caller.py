@@ -75,6 +75,7 @@ def call_http(
     """
     # Half of a client's time to start.
     from http.client import HTTPException
+    from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     if not url.startswith(("http://", "https://")):
@@ -86,6 +87,9 @@ def call_http(
     try:
         with urlopen(asked, timeout=timeout) as answer:  # the scheme is checked
             received = answer.read()
+    except HTTPError as refused:
+        said = refused.read(1_000).decode(errors="replace").partition("\n")[0]
+        raise ConnectionError(f"{refused.code} {refused.reason}: {said}") from None
     except HTTPException as error:
         raise ConnectionError(f"what answers there is not HTTP: {error!r}") from None
     return _result(received, url)

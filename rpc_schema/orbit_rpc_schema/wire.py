@@ -14,7 +14,6 @@ import os
 import re
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,7 +252,9 @@ def default_socket_path(environ: Mapping[str, str] = os.environ) -> Path:
         return system / "worker.sock"
     if runtime := environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "orbit-metrics" / "worker.sock"
-    return Path(tempfile.gettempdir()) / f"orbit-metrics-{os.getuid()}" / "worker.sock"
+    # Not tempfile.gettempdir(), which writes to find out, and raises where it may not.
+    temporary = environ.get("TMPDIR") or "/tmp"  # noqa: S108  # a directory of ours, 0700, in it
+    return Path(temporary) / f"orbit-metrics-{os.getuid()}" / "worker.sock"
 
 
 def default_worker_name(environ: Mapping[str, str] = os.environ) -> str:

@@ -199,11 +199,22 @@ def healthcheck(url: str | None) -> None:
 
 @cli.command()
 @socket_option
-def doctor(socket: Path) -> None:
-    """Find what is between a client and the service."""
-    from orbit_service.doctor import examine
+@click.option("--url", help="Only this way over HTTP, such as http://metrics.example:8790.")
+@click.option("--origin", help="Of a web page that is to ask, such as https://dash.example.")
+def doctor(socket: Path, url: str | None, origin: str | None) -> None:
+    """Find what is between a client and the service.
 
-    findings = examine(socket)
+    Looks at the settings of this environment, at the way over the worker socket and at the
+    one over HTTP. Run it as the worker's user, or where the dashboard is.
+    """
+    from orbit_service.doctor import Finding, examine
+    from orbit_service.settings import BadSettings, read_settings, warnings
+
+    try:
+        findings = [Finding(True, f"settings: {said}") for said in warnings(read_settings())]
+    except BadSettings as bad:
+        findings = [Finding(False, f"settings: {line.strip()}") for line in bad.lines]
+    findings += examine(socket, url, origin, token())
     for finding in findings:
         click.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.text}")
     sys.exit(0 if all(finding.good for finding in findings) else 1)

@@ -6,12 +6,30 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH, PROTOCOL, Json
+
+PROBE_SECONDS = 3.0
+# What to do about what was refused since the state began; the log says whom it met.
+ADVICE = {
+    "uid": "ORBIT_ALLOW_UIDS names further users",
+    "connections": "more than the socket takes: end what is connected and records nothing",
+    "idle": "connections that were silent for minutes and spoke for no worker were ended",
+    "line too long": "a line has at most a megabyte; is it our client?",
+    "http host": "ORBIT_ALLOWED_HOSTS names further names of the service",
+    "http origin": "ORBIT_CORS_ORIGINS names pages that may ask",
+    "http token": "somebody asked without the token of ORBIT_TOKEN, or with another",
+    "http connections": "more than HTTP takes at once: is there a client that never closes?",
+    "http time-out": "a request or the reading of its answer took longer than a minute",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +38,33 @@ class Finding:
     text: str
 
 
-def examine(socket: Path) -> list[Finding]:
-    """Findings in the order in which one would look; the first bad one is the last."""
-    findings = []
-    for finding in _looks(socket):
-        findings.append(finding)
-        if not finding.good:
-            break
+def examine(socket: Path, url: str | None, origin: str | None, token: str | None) -> list[Finding]:
+    """Findings in the order in which one would look; of each way in up to the first bad one.
+
+    The ways in are the worker socket, and HTTP at `url`, or where the service at the socket
+    says that it listens. `origin` is that of a web page that is to ask.
+    """
+    me = f"uid {os.geteuid()} ({_user(os.geteuid())})"
+    findings = [Finding(True, f"client: orbit-metrics {version('orbit-metrics')}, {me}")]
+    info: Json = {}
+    if url is None:
+        _follow(_worker_socket(socket, info), findings)
+    if url is not None or info.get("http"):
+        _follow(
+            _http(url or _local_url(info["http"]), origin, token, asked=url is not None), findings
+        )
     return findings
 
 
-def _looks(socket: Path) -> Iterator[Finding]:
-    me = f"uid {os.geteuid()} ({_user(os.geteuid())})"
-    yield Finding(True, f"client: orbit-metrics {version('orbit-metrics')}, {me}")
+def _follow(looks: Iterator[Finding], findings: list[Finding]) -> None:
+    for finding in looks:
+        findings.append(finding)
+        if not finding.good:
+            break
+
+
+def _worker_socket(socket: Path, told: Json) -> Iterator[Finding]:
+    """What service.info says of itself is put into `told`."""
     length = len(os.fsencode(socket))
     yield Finding(
         length <= MAX_SOCKET_PATH,
@@ -52,7 +84,58 @@ def _looks(socket: Path) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield Finding(False, f"the service does not answer: {error}")
         return
+    told.update(info)
     yield from _service(info, workers)
+
+
+def _http(url: str, origin: str | None, token: str | None, *, asked: bool) -> Iterator[Finding]:
+    """What a dashboard or Prometheus meets; `asked` where somebody wants to come in that way."""
+    try:
+        live, said = _get(url, "/livez")
+    except (OSError, ValueError, HTTPException) as error:
+        why = getattr(error, "strerror", None) or error
+        yield Finding(False, f"http: no answer from {url}: {why}; does ORBIT_HTTP say so?")
+        return
+    if live != HTTPStatus.OK:
+        yield Finding(False, f"http: {url} answers {live}: {said}")
+        return
+    ready, said = _get(url, "/readyz")
+    yield Finding(ready == HTTPStatus.OK, f"http: {url} {said}")
+    key = {} if token is None else {"Authorization": f"Bearer {token}"}
+    status, said = _get(url, "/openrpc.json", **key)
+    if status == HTTPStatus.OK:
+        yield Finding(True, f"http: answers {'with the' if key else 'without a'} token")
+    elif status == HTTPStatus.UNAUTHORIZED and token is None:
+        text = "http: a token is needed, and none is here: set ORBIT_TOKEN or ORBIT_TOKEN_FILE"
+        yield Finding(not asked, text)
+        return
+    elif status == HTTPStatus.UNAUTHORIZED:
+        yield Finding(False, "http: the token of this environment is not the service's")
+    else:
+        yield Finding(False, f"http: answers {status}: {said}")
+    if origin is not None:
+        status, said = _get(url, "/livez", Origin=origin)
+        good = status == HTTPStatus.OK
+        yield Finding(good, f"http: pages of {origin} may ask" if good else f"http: {said}")
+
+
+def _get(url: str, path: str, **headers: str) -> tuple[int, str]:
+    """Status and first line. Raises OSError, ValueError, HTTPException."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it is no http:// or https:// URL")
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    with closing(kind(parts.hostname, parts.port, timeout=PROBE_SECONDS)) as connection:
+        connection.request("GET", f"{parts.path.rstrip('/')}{path}", headers=headers)
+        answer = connection.getresponse()
+        text = answer.read(1_000).decode(errors="replace").strip()
+        return answer.status, text.partition("\n")[0]
+
+
+def _local_url(address: str) -> str:
+    """How this machine reaches what listens on all addresses."""
+    host, _, port = address.rpartition(":")
+    return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"  # noqa: S104
 
 
 def _directory(directory: Path) -> Finding:
@@ -106,7 +189,8 @@ def _service(info: Json, workers: list[Json]) -> Iterator[Finding]:
     yield Finding(True, f"connected workers: {', '.join(connected) or 'none'}")
     for kind in ("refused", "dropped", "faults"):
         for reason, count in info["intake"][kind].items():
-            yield Finding(True, f"{kind}: {count} × {reason}")
+            advice = f"; {ADVICE[reason]}" if reason in ADVICE else ""
+            yield Finding(True, f"{kind}: {count} × {reason}{advice}")
     for kind, count in info["folded"].items():
         yield Finding(True, f"counted among others, over a bound: {count} × {kind}")
 

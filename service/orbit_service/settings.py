@@ -32,6 +32,10 @@ MIN_TOKEN = 8  # characters
 ANY = "*"
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:]+\]")  # without a port
 _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://({_HOST.pattern})(:[0-9]{{1,5}})?")
+# What Kubernetes puts into a pod for each Service of its namespace, whatever that is called.
+_SERVICE_LINK = re.compile(
+    r".*_(SERVICE_(HOST|PORT(_.*)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
@@ -52,6 +56,11 @@ class BadSettings(Explained):
     The settings are not valid:
     {problems}
     """
+
+    @property
+    def lines(self) -> list[str]:
+        """One for each problem."""
+        return str(self).splitlines()[1:]
 
 
 class Address(tuple[str, int]):
@@ -318,11 +327,14 @@ def warnings(settings: Settings, environ: Mapping[str, str] = os.environ) -> lis
     An unknown ORBIT_* is among them: Kubernetes puts such names into every pod
     beside a service called orbit, and an error would crash-loop it.
     """
-    said = [
-        f"{name} is not a setting; {_nearest(name)}"
-        for name in environ
-        if name.startswith("ORBIT_") and name not in known_names()
-    ]
+    unknown = [name for name in environ if name.startswith("ORBIT_") and name not in known_names()]
+    links = [name for name in unknown if _SERVICE_LINK.fullmatch(name)]
+    said = [f"{name} is not a setting; {_nearest(name)}" for name in unknown if name not in links]
+    if links:
+        said.append(
+            f"{len(links)} variables of Kubernetes Services, such as {links[0]}, are no settings; "
+            "enableServiceLinks: false keeps them out"
+        )
     if settings.metrics_interval < TRYING_OUT_MS:
         said.append(f"METRICS_INTERVAL={settings.metrics_interval} is for trying out")
     return said

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from builders import ENTRY, command, environment, until
+from conftest import RunningService
 from orbit_rpc_schema.caller import call
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH
 
@@ -186,6 +187,52 @@ def test_doctor_names_what_is_wrong_and_fails(tmp_path, make, finding):
     assert outcome.stdout.splitlines()[-1].startswith("BAD ")
     assert finding in outcome.stdout.splitlines()[-1]
     assert outcome.stderr == ""
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    """A service whose HTTP needs a token; its URL."""
+    running = RunningService(tmp_path / "worker.sock", ORBIT_TOKEN="correct-horse")
+    running.start()
+    yield f"http://{running.service.http_address}"
+    running.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "bad"),
+    [
+        ((), {}, None),
+        ((), {"ORBIT_TOKEN": "correct-horse"}, None),
+        ((), {"ORBIT_TOKEN": "another-horse"}, "is not the service's"),
+        ((), {"ORBIT_HTTP": "0.0.0.0:1"}, "set ORBIT_TOKEN"),
+        (("--url", "URL"), {"ORBIT_TOKEN": "correct-horse"}, None),
+        (("--url", "URL"), {}, "a token is needed"),
+        (("--url", "URL", "--origin", "http://a.example"), {}, "a token is needed"),
+        (
+            ("--url", "URL", "--origin", "http://a.example"),
+            {"ORBIT_TOKEN": "correct-horse"},
+            "ORBIT_CORS_ORIGINS",
+        ),
+        (("--url", "http://127.0.0.1:1"), {}, "no answer from"),
+    ],
+)
+def test_doctor_tells_what_keeps_http_from_answering(tmp_path, guarded, arguments, environ, bad):
+    words = [word.replace("URL", guarded) for word in arguments]
+    outcome = command(tmp_path, "doctor", *words, **environ)
+    found = [line for line in outcome.stdout.splitlines() if line.startswith("BAD ")]
+
+    assert outcome.returncode == (0 if bad is None else 1)
+    assert [bad in line for line in found] == ([] if bad is None else [True])
+
+
+def test_doctor_says_what_to_do_about_what_was_refused(tmp_path, guarded):
+    assert "401" in failure(command(tmp_path, "metrics", "--url", guarded))
+    printed = success(command(tmp_path, "doctor"))
+    assert "1 × http token; somebody asked without the token" in printed
+
+
+def test_a_call_without_the_token_says_which_setting_has_it(tmp_path, guarded):
+    assert "ORBIT_TOKEN" in failure(command(tmp_path, "metrics", "--url", guarded))
 
 
 # ---------------------------------------------------------------- settings

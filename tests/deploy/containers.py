@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 TMP = Path("/tmp")
-NO_CAPABILITY = ("--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+NOTHING_HANDED_ON = ("--inh-caps=-all", "--ambient-caps=-all")
 
 
 @dataclass
 class Container:
-    """One container: `mounts` are folders outside by their paths inside, all writable.
+    """One container: `mounts` are folders outside by their paths inside.
 
     Its root is this machine's, or that of an image; either way nothing of it can be
     written. `/tmp` is there only where it is mounted.
@@ -37,18 +39,23 @@ class Container:
     mounts: Mapping[str, Path] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     image: Path | None = None  # an image's root, mounted
+    read_only: Collection[str] = ()  # which of the mounts cannot be written
+    capabilities: Collection[str] = ()  # what root keeps, such as chown; others have none
 
     def start(self, *command: str, log: Path) -> subprocess.Popen[str]:
         """Start a command; what it says goes to the end of `log`."""
         with log.open("a") as out:
-            return subprocess.Popen(
-                self._line(command),
-                env=self._environ(),
+            return self.popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
+
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """subprocess.Popen, in the container."""
+        return subprocess.Popen(self._line(command), env=self._environ(), **options)
 
     def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command to its end, with both streams in `stdout`."""
@@ -69,16 +76,19 @@ class Container:
 
     def _line(self, command: Sequence[str]) -> list[str]:
         groups = ",".join(map(str, self.groups))
+        kept = ",".join(["-all", *(f"+{name.lower()}" for name in self.capabilities)])
         return [
             "bwrap",
             *("--ro-bind", str(self.image or "/"), "/"),
             *("--dev", "/dev", "--proc", "/proc"),
+            *("--perms", "1777", "--tmpfs", "/dev/shm"),  # where semaphores of a pool are
             *self._folders(),
             # The command is process 1, as in a container: what it does not handle it ignores.
             *("--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
             *("--chdir", "/"),
             "setpriv",
-            *(f"--reuid={self.uid}", f"--regid={self.gid}", "--no-new-privs", *NO_CAPABILITY),
+            *(f"--reuid={self.uid}", f"--regid={self.gid}", "--no-new-privs"),
+            *(f"--bounding-set={kept}", *NOTHING_HANDED_ON),
             f"--groups={groups}" if groups else "--clear-groups",
             *command,
         ]
@@ -98,7 +108,8 @@ class Container:
             )
             yield from _reachable(Path(sys.base_prefix), Path(sys.prefix), ROOT)
         for inside, outside in self.mounts.items():
-            yield from ("--bind", str(outside), inside)
+            bind = "--ro-bind" if inside in self.read_only else "--bind"
+            yield from (bind, str(outside), inside)
         if self.image is None:
             for made in ("/run", "/var/lib", "/tmp", "/srv"):
                 if made not in self.mounts:
@@ -126,6 +137,14 @@ def send_signal(process: subprocess.Popen[str], number: int) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), number)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill the command. To kill bubblewrap would leave it behind: as another user than the
+    one who started it, it is not told of its parent's death."""
+    if process.poll() is None:
+        send_signal(process, signal.SIGKILL)
+    process.wait(10)
 
 
 def a_volume(folder: Path, *, uid: int = 0, gid: int = 0, mode: int = 0o2775) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -326,10 +327,10 @@ def test_else_it_is_below_the_runtime_directory_of_the_user() -> None:
 
 @pytest.mark.skipif(Path("/run/orbit-metrics").is_dir(), reason="this machine has a service")
 def test_else_it_is_in_a_temporary_directory_of_this_user_alone() -> None:
-    path = default_socket_path({})
+    own = f"orbit-metrics-{os.getuid()}/worker.sock"
 
-    assert path.name == "worker.sock"
-    assert path.parent.name == f"orbit-metrics-{path.home().stat().st_uid}"
+    assert default_socket_path({}) == Path("/tmp") / own
+    assert default_socket_path({"TMPDIR": "/not/there"}) == Path("/not/there") / own
 
 
 @pytest.mark.parametrize(
