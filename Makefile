@@ -34,7 +34,7 @@ SEED ?=
 chaos: .venv/ready
 	$(BIN)/python tests/acceptance/chaos.py --kills $(N) $(if $(SEED),--seed $(SEED))
 
-check: .venv/ready $(FRAMEWORKS)
+check: .venv/ready $(FRAMEWORKS) .pm2/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -58,6 +58,11 @@ format: .venv/ready
 	.frameworks/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
+# For its test alone. npm chooses what it depends on; that is not locked.
+.pm2/ready:
+	npm install --silent --no-audit --no-fund --no-save --no-package-lock --prefix .pm2 pm2@7.0.4
+	touch $@
+
 # After a change of the dependencies in pyproject.toml or tests/frameworks; needs uv.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --quiet
@@ -68,4 +73,4 @@ lock:
 	$(COMPILE) tests/frameworks/arq.in -o tests/frameworks/arq.lock
 
 clean:
-	rm -rf .venv .frameworks .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .frameworks .pm2 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

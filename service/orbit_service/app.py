@@ -94,22 +94,27 @@ class Service(Program):
         )
 
     async def drain(self, cut_short: asyncio.Event) -> None:
-        """Go on taking runs until the last worker has said goodbye, or the time is up."""
+        """Go on taking runs until the workers have said goodbye, or the time is up.
+
+        Those that are here now. One that comes meanwhile was started again, and is about to
+        work: it is served, and not waited for.
+        """
         seconds, sessions = self.settings.drain_timeout, self.collector.sessions
-        if not seconds or not sessions:
+        here = set(sessions)
+        if not seconds or not here:
             return
         logger.info(
             "going on for {} processes of {} workers, until they have left or for {} s; "
             "a second signal ends it",
-            len(sessions),
+            len(here),
             self.collector.workers_connected(),
             seconds,
         )
         until = time.monotonic() + seconds
-        while sessions and not cut_short.is_set() and time.monotonic() < until:
+        while here & sessions.keys() and not cut_short.is_set() and time.monotonic() < until:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
-        if sessions:
-            logger.warning("{} processes have not left; they keep what they send", len(sessions))
+        if staying := len(here & sessions.keys()):
+            logger.warning("{} processes have not left; they keep what they send", staying)
 
     def fault(self, reason: str) -> None:
         self.collector.faults[reason] += 1

@@ -159,6 +159,25 @@ def migrate(url: str | None) -> None:
     click.echo(f"version {after}" if before == after else f"version {after}, from {before or '0'}")
 
 
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def backup(folder: Path) -> None:
+    """Copy the state and the history into FOLDER; the service may run.
+
+    Of the directory ORBIT_STATE, as the user of the service. To go on from the copies, put
+    them in place of what is there while no service runs. A history in PostgreSQL is backed
+    up by its own means, after the state.
+    """
+    from orbit_service.backup import back_up
+    from orbit_service.settings import read_settings
+
+    state = read_settings().state
+    if state is None:
+        fail("ORBIT_STATE is none: there is nothing on the disk")
+    for copy in back_up(state, folder):
+        click.echo(f"{copy}  {copy.stat().st_size:,} bytes")
+
+
 @cli.command("check-config")
 def check_config() -> None:
     """Show the service's settings; exit 1 for a bad or unknown one."""

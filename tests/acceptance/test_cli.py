@@ -32,6 +32,7 @@ COMMANDS = [
     "doctor",
     "history",
     "migrate",
+    "backup",
 ]
 
 

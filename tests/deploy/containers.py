@@ -87,6 +87,8 @@ class Container:
             *("--unshare-pid", "--as-pid-1", "--unshare-ipc", "--unshare-uts", "--die-with-parent"),
             *("--chdir", "/"),
             "setpriv",
+            # A change of the user takes away what lets the command die with bubblewrap.
+            "--pdeathsig=KILL",
             *(f"--reuid={self.uid}", f"--regid={self.gid}", "--no-new-privs"),
             *(f"--bounding-set={kept}", *NOTHING_HANDED_ON),
             f"--groups={groups}" if groups else "--clear-groups",
@@ -108,6 +110,9 @@ class Container:
             )
             yield from _reachable(Path(sys.base_prefix), Path(sys.prefix), ROOT)
         for inside, outside in self.mounts.items():
+            if self.image is None:
+                # Else it is made for root alone, such as /run/secrets.
+                yield from ("--perms", "0755", "--dir", str(Path(inside).parent))
             bind = "--ro-bind" if inside in self.read_only else "--bind"
             yield from (bind, str(outside), inside)
         if self.image is None:

@@ -589,6 +589,30 @@ def test_the_spool_of_a_live_owner_is_left_alone(scripted, successor, tmp_path, 
     assert scripted.durations_us() == [1000]
 
 
+def test_a_look_in_the_middle_of_a_rewrite_leaves_the_owner_its_lock(
+    successor, folder, monkeypatch
+):
+    look_before_replacing(successor, monkeypatch)
+    buffer = Buffer()
+    spool = a_spool(folder, buffer, "mine")
+    record(buffer, 1)
+    spool.keep(0.0)
+
+    assert not can_be_locked_by_another_process(spool.path)
+    spool.close()
+
+
+def look_before_replacing(successor: Successor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the adopter of the same process look while the file has not got its name yet."""
+    replace = Path.replace
+
+    def looked_at(path: Path, target: Path) -> Path:
+        successor.look()
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", looked_at)
+
+
 def test_two_clients_of_one_process_leave_each_other_alone(scripted, spooling, folder):
     scripted.acknowledges = False
     first, second = spooling(), spooling()

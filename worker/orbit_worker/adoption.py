@@ -331,11 +331,14 @@ class Adopter:
             for name in self._names():
                 if self._stopping:
                     return
-                if claim(name, self):
+                # An owner claims its file under both names: to close the unfinished one
+                # here would end the lock that the finished one goes on with.
+                owned = name.removesuffix(UNFINISHED)
+                if claim(owned, self):
                     try:
                         self._open(self._directory / name)
                     finally:
-                        release(name, self)
+                        release(owned, self)
         except Exception:
             log.exception("looking for spools of ended processes failed")
         finally:

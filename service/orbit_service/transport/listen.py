@@ -46,7 +46,7 @@ def bind(path: Path, mode: int) -> socket.socket:
     except OSError as error:
         raise SocketUnusable(path=path, why=error.strerror or error) from None
     try:
-        with _locked(path.parent):
+        with _locked(path):
             _clear(path)
             return _listen(path, mode)
     except OSError as error:
@@ -70,9 +70,12 @@ def unlink(path: Path, inode: int) -> None:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Two services that start at once do not take one another's new socket for a stale one."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    # A file of its own, which stays: the directory may be that of the state, which holds a
+    # lock on it for as long as a service runs.
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import RunningService
 from orbit_service.transport import listen
 from orbit_service.transport.listen import SocketInUse, SocketPathTaken, SocketUnusable, unlink
 
@@ -159,3 +160,12 @@ def test_the_file_of_another_service_is_left_alone(bind, path):
 
 def test_a_file_that_is_gone_already_is_no_trouble(path):
     unlink(path, 1)
+
+
+def test_socket_and_state_may_be_in_one_directory(tmp_path, bind):
+    running = RunningService(tmp_path / "worker.sock", ORBIT_STATE=tmp_path)
+    running.start()
+    assert running.ask("service.info")["state"]["path"] == str(tmp_path)
+    with pytest.raises(SocketInUse):
+        bind(tmp_path / "worker.sock", 0o600)
+    running.close()
