@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Environments of the frameworks that we integrate with, which need not share one.
 FRAMEWORKS := .frameworks/shared/ready .frameworks/arq/ready
 
-.PHONY: demo demo-once dashboard test test-frameworks chaos check format lock clean
+.PHONY: demo demo-once dashboard test test-frameworks test-image chaos check format lock clean
 
 demo: .venv/ready
 	$(BIN)/orbit-metrics demo
@@ -26,6 +26,12 @@ test: .venv/ready
 # Real workers of Celery, RQ, Dramatiq, Huey, Taskiq, arq and APScheduler.
 test-frameworks: .venv/ready $(FRAMEWORKS)
 	$(BIN)/pytest tests/frameworks -n 4 --dist worksteal
+
+# The image, built by docker or by buildah (Debian: buildah, debootstrap, bubblewrap), for root.
+test-image: .venv/ready
+	folder=$$(mktemp --directory) && trap 'rm -rf "$$folder"' EXIT \
+		&& tests/deploy/build_image.sh "$$folder" \
+		&& CI=true ORBIT_TEST_IMAGE="$$folder" $(BIN)/pytest -s tests/deploy/test_image.py
 
 # The long form of tests/acceptance/test_chaos.py: N random kills in a row. Without a SEED
 # one is drawn; it is printed, and a round that fails says how to run it again.

@@ -25,7 +25,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from builders import until
-from containers import Container, a_volume, send_signal
+from containers import Container, a_volume, end, send_signal
 
 PORT = "8790"
 LEAST_GRACE = 2.0  # what a sidecar is given when the worker has used up all (kubelet 1.29)
@@ -132,12 +132,12 @@ class Pod:
             try:
                 process.wait(max(deadline - time.monotonic(), LEAST_GRACE))
             except subprocess.TimeoutExpired:
-                kill(process)
+                end(process)
 
     def kill(self, *names: str) -> None:
         """End these containers, or all, as the kernel does when memory is short."""
         for process in [self._processes[name] for name in names or tuple(self._processes)]:
-            kill(process)
+            end(process)
 
     # ------------------------------------------------------------ what is known of it
 
@@ -222,12 +222,6 @@ class Pod:
 
     def _log_file(self, name: str) -> Path:
         return self._folder / f"{name}.log"
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        send_signal(process, signal.SIGKILL)
-    process.wait(10)
 
 
 def is_sidecar(container: Spec) -> bool:

@@ -41,6 +41,11 @@ class StoreFailed(Exception):
     """The disk or the database does not do its work; the text says why."""
 
 
+def sort_in(folder: Path) -> None:
+    """Where SQLite sorts what is too much for memory: there may be no /tmp to write to."""
+    os.environ.setdefault("SQLITE_TMPDIR", str(folder))
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What a store held when it was opened: state and rows by position, oldest first."""
@@ -74,7 +79,7 @@ class Store:
         broken, stays as it is.
         """
         self._close_database()
-        with _explained():
+        with _explained(self.path):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._take_lock()
             try:
@@ -150,7 +155,7 @@ class Store:
         database = self._database
         if database is None:
             raise StoreFailed(f"{self.path} is not open")
-        with _explained():
+        with _explained(self.path):
             if self._identity() != self.file:
                 raise StoreFailed(f"{self.path} was deleted or replaced")
             try:
@@ -171,7 +176,7 @@ class Store:
 
     def check(self) -> None:
         """Raise StoreFailed when the file is no longer there."""
-        with _explained():
+        with _explained(self.path):
             if self._database is None or self._identity() != self.file:
                 raise StoreFailed(f"{self.path} was deleted or replaced")
 
@@ -193,8 +198,10 @@ class Store:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:  # which names what it is about
         raise StoreFailed(str(error)) from None
+    except sqlite3.Error as error:
+        raise StoreFailed(f"{path}: {error}") from None
