@@ -29,7 +29,7 @@ from orbit_service.settings import Settings
 from orbit_service.state.checkpoint import dump
 from orbit_service.state.intake import Intake, opened
 from orbit_service.state.journal import Journal, Loop
-from orbit_service.state.store import Saved, Store, sort_in
+from orbit_service.state.store import Saved, Store
 from orbit_service.transport.listen import bind, path_of, unlink
 from orbit_service.transport.peers import Admission
 from orbit_service.transport.unix import UnixServer
@@ -232,6 +232,4 @@ class Service(Program):
 
 async def serve(settings: Settings) -> None:
     """Run a service until SIGTERM or SIGINT."""
-    if settings.state is not None:
-        sort_in(settings.state)
     await run(lambda handed: Service(settings, handed=handed))

@@ -121,10 +121,12 @@ def serve(socket: Path | None, http: str | None, hub: bool) -> None:
     A hub is one address for many services: it reads what they write to the PostgreSQL
     at ORBIT_HISTORY_URL.
     """
-    from orbit_service.program import configure_logging
-    from orbit_service.settings import read_settings
+    from orbit_service.settings import let_sqlite_sort, read_settings
 
     settings = read_settings(ORBIT_SOCKET=socket, ORBIT_HTTP=http)
+    let_sqlite_sort(settings)
+    from orbit_service.program import configure_logging
+
     configure_logging(settings.log_level)
     if hub:
         from orbit_service.hub import serve as run

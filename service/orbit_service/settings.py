@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from difflib import get_close_matches
 from pathlib import Path
 from socket import gethostname
@@ -338,6 +338,15 @@ def warnings(settings: Settings, environ: Mapping[str, str] = os.environ) -> lis
     if settings.metrics_interval < TRYING_OUT_MS:
         said.append(f"METRICS_INTERVAL={settings.metrics_interval} is for trying out")
     return said
+
+
+def let_sqlite_sort(settings: Settings, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Say where SQLite puts what is too much for memory: there may be no /tmp to write to.
+
+    To be called before sqlite3 is imported, which reads it then.
+    """
+    if settings.state is not None:
+        environ.setdefault("SQLITE_TMPDIR", str(settings.state))
 
 
 def known_names() -> set[str]:

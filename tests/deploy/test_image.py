@@ -242,9 +242,8 @@ def test_after_an_end_it_answers_over_the_same_folders_as_before(
 
 # More than SQLite sorts in memory: it has 2 MB for that.
 SORT = """
-from pathlib import Path
-from orbit_service.state.store import sort_in
-sort_in(Path("/var/lib/orbit-metrics"))
+from orbit_service.settings import let_sqlite_sort, read_settings
+let_sqlite_sort(read_settings())
 import os, sqlite3
 database = sqlite3.connect("/var/lib/orbit-metrics/sort.sqlite")
 database.execute("CREATE TABLE t (x)")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH
-from orbit_service.settings import Address, BadSettings, Settings, read_settings, warnings
+from orbit_service.settings import (
+    Address,
+    BadSettings,
+    Settings,
+    let_sqlite_sort,
+    read_settings,
+    warnings,
+)
 
 TOKEN = "correct-horse"
 
@@ -306,3 +315,18 @@ def test_hosts_and_origins_are_lists_in_small_letters(settings_of):
 def test_any_page_may_be_let_in_where_there_is_a_token(settings_of):
     settings = settings_of(ORBIT_CORS_ORIGINS="*", ORBIT_ALLOWED_HOSTS="*", ORBIT_TOKEN=TOKEN)
     assert settings.cors_origins == settings.allowed_hosts == {"*"}
+
+
+def test_sqlite_sorts_in_the_state_unless_it_was_told_where(settings_of):
+    settings = settings_of(ORBIT_STATE="/srv/state")
+    environ: dict[str, str] = {}
+    let_sqlite_sort(settings, environ)
+    assert environ == {"SQLITE_TMPDIR": "/srv/state"}
+    let_sqlite_sort(settings_of(ORBIT_STATE="/elsewhere"), environ)
+    assert environ == {"SQLITE_TMPDIR": "/srv/state"}
+
+
+def test_nothing_imports_sqlite_before_it_is_told_where_to_sort():
+    code = "import sys, orbit_service.cli, orbit_service.settings; print('sqlite3' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"

@@ -41,11 +41,6 @@ class StoreFailed(Exception):
     """The disk or the database does not do its work; the text says why."""
 
 
-def sort_in(folder: Path) -> None:
-    """Where SQLite sorts what is too much for memory: there may be no /tmp to write to."""
-    os.environ.setdefault("SQLITE_TMPDIR", str(folder))
-
-
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What a store held when it was opened: state and rows by position, oldest first."""
