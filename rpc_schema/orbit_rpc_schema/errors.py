@@ -4,6 +4,7 @@ The error tree with its JSON-RPC codes.
     OrbitError                         -32000
     ├── NotSerialisable                -32004
     ├── HistoryUnavailable             -32005
+    ├── RunNotCreated                  -32006
     ├── InternalError                  -32603
     └── CallerError
         ├── ParseError                 -32700   JSON-RPC 2.0, section 5.1
@@ -13,6 +14,10 @@ The error tree with its JSON-RPC codes.
         ├── LineTooLong                -32010
         ├── BatchTooLarge              -32011
         ├── SocketOnly                 -32020
+        ├── WebSocketOnly              -32027
+        ├── NoSuchSubscription         -32028
+        ├── TooManySubscriptions       -32029
+        ├── CreatesNoRuns              -32030
         ├── NotOnHub                   -32026
         ├── NotConnected               -32021
         ├── AlreadyConnected           -32022
@@ -70,6 +75,14 @@ class HistoryUnavailable(OrbitError):
     """
 
     code = -32005
+
+
+class RunNotCreated(OrbitError):
+    """
+    The run could not be put in: {why}.
+    """
+
+    code = -32006
 
 
 class CallerError(OrbitError):
@@ -131,6 +144,41 @@ class SocketOnly(CallerError):
     """
 
     code = -32020
+
+
+class WebSocketOnly(CallerError):
+    """
+    {method} answers with notifications, which need a WebSocket.
+    Connect to /ws.
+    """
+
+    code = -32027
+
+
+class NoSuchSubscription(CallerError):
+    """
+    This connection has no subscription {subscription!r}.
+    """
+
+    code = -32028
+
+
+class TooManySubscriptions(CallerError):
+    """
+    A connection holds at most {limit} subscriptions.
+    Unsubscribe from one, or open another connection.
+    """
+
+    code = -32029
+
+
+class CreatesNoRuns(CallerError):
+    """
+    No run can be put in here: the service does not know the pipeline worker's database.
+    Start it with ORBIT_PIPELINES_DATABASE, and with orbit-metrics[pipelines] installed.
+    """
+
+    code = -32030
 
 
 class NotOnHub(CallerError):

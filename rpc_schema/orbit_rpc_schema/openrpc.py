@@ -2,7 +2,8 @@
 The OpenRPC document (spec.open-rpc.org, 1.3), made from the table of procedures.
 
 Only what is built stands in it, because it is made from what is served. Methods
-that the worker socket alone answers carry `x-transport: unix`.
+that the worker socket alone answers carry `x-transport: unix`, those of a WebSocket
+alone `x-transport: websocket`; what these send of themselves is in `x-notifications`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from orbit_rpc_schema.errors import OrbitError, all_errors
 from orbit_rpc_schema.messages import WRITING, WritingMethod, json_schemas
-from orbit_rpc_schema.procedures import PROCEDURES, Procedure
+from orbit_rpc_schema.procedures import LIVE, NOTIFICATIONS, PROCEDURES, NoParams, Procedure
 
 Document = dict[str, Any]
 
@@ -40,6 +41,13 @@ def document(version: str, names: frozenset[str] | None = None) -> Document:
         if names is None or procedure.name in names
     ]
     methods += [
+        {
+            **_method(procedure, *schemas[procedure.name], components),
+            "x-transport": "websocket",
+        }
+        for procedure in LIVE.values()
+    ]
+    methods += [
         {**_method(method, params, result, components), "x-transport": "unix"}
         for method, params, result in zip(
             WRITING.values(), writing[0::2], writing[1::2], strict=True
@@ -52,9 +60,10 @@ def document(version: str, names: frozenset[str] | None = None) -> Document:
             "title": "Orbit Metrics",
             "version": version,
             "description": "The metrics sidecar for background workers. JSON-RPC 2.0 over POST "
-            "/rpc and over the worker socket, params by name or by position.",
+            "/rpc, the WebSocket /ws and the worker socket, params by name or by position.",
         },
         "methods": methods,
+        "x-notifications": [{"name": name, "params": schemas[name][1]} for name in NOTIFICATIONS],
         "components": {
             "schemas": components,
             # The service has errors of its own, at its start; no caller meets them.
@@ -72,15 +81,20 @@ def _reading_schemas() -> tuple[dict[str, tuple[Document, Document]], Document]:
     # Params describe what is accepted, results what is answered: in an answer no
     # field with a default is missing.
     wanted: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = []
-    for name, procedure in PROCEDURES.items():
+    for name, procedure in (PROCEDURES | LIVE).items():
         wanted.append((name, "validation", TypeAdapter(procedure.params)))
         wanted.append((name, "serialization", TypeAdapter(procedure.result)))
+    for name, told in NOTIFICATIONS.items():
+        wanted.append((name, "validation", TypeAdapter(NoParams)))
+        wanted.append((name, "serialization", TypeAdapter(told)))
     mapping, definitions = TypeAdapter.json_schemas(
         wanted,
         ref_template="#/components/schemas/{model}",
     )
     schemas = {
-        name: (mapping[name, "validation"], mapping[name, "serialization"]) for name in PROCEDURES
+        name: (mapping[name, "validation"], mapping[name, "serialization"])
+        for name, mode in mapping
+        if mode == "serialization"
     }
     return schemas, dict(definitions.get("$defs", {}))
 

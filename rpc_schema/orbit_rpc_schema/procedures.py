@@ -95,6 +95,23 @@ class RecentRunsParams(Selection):
     status: Status | None = None
 
 
+class RunsCreateParams(Model):
+    pipeline: Name
+    input: Any = Field(None, description="the first step's input")
+
+
+class WorkerSubscribeParams(Selection):
+    interval: int = Field(1_000, ge=250, le=60_000, description="ms between two updates")
+
+
+class RunsSubscribeParams(Selection):
+    status: Literal["success", "failed"] | None = None
+
+
+class UnsubscribeParams(Model):
+    subscription: str
+
+
 class LedgerParams(Model):
     worker: str | None = None
     limit: int = Field(100, ge=1, le=1000, description="sessions at most")
@@ -344,6 +361,7 @@ class ServiceInfo(Model):
     folded: dict[str, int] = Field(
         description="how often a name found no place and was counted among others, by kind"
     )
+    creates_runs: bool = Field(description="whether runs.create is answered")
 
 
 class Summary(Model):
@@ -537,6 +555,38 @@ class FleetBalance(Model):
     outliers: list[Outlier] = Field(description="the slowest first; at most 100")
 
 
+class CreatedRun(Model):
+    id: str
+
+
+class Subscription(Model):
+    subscription: str = Field(description="what notifications of it carry")
+
+
+class Unsubscribed(Model):
+    ok: Literal[True] = True
+
+
+class WorkerUpdate(Model):
+    """The params of the notification worker.update."""
+
+    subscription: str
+    metrics: Metrics
+    window: Point | None = Field(
+        description="the newest ten seconds with runs that have closed; what came late for one "
+        "makes another of the same start, to be added"
+    )
+    missed: int = Field(0, description="updates before it that this reader was too slow for")
+
+
+class RunsEnded(Model):
+    """The params of the notification runs.ended."""
+
+    subscription: str
+    runs: list[RunView] = Field(description="newest first; at most 100")
+    missed: int = Field(0, description="further runs that ended, since the notification before")
+
+
 # ---------------------------------------------------------------- the table
 
 
@@ -637,6 +687,33 @@ PROCEDURES: dict[str, Procedure] = {
             LedgerParams,
             ServiceLedger,
         ),
+        Procedure(
+            "runs.create",
+            "Put in a pending run, where the service has the pipeline worker's database",
+            RunsCreateParams,
+            CreatedRun,
+        ),
         Procedure("rpc.discover", "The OpenRPC document", NoParams, dict[str, Any]),
     )
 }
+
+# On a WebSocket alone, because they answer with notifications too.
+LIVE: dict[str, Procedure] = {
+    procedure.name: procedure
+    for procedure in (
+        Procedure(
+            "worker.subscribe",
+            "Hear of the totals at intervals, and of windows as they close: worker.update",
+            WorkerSubscribeParams,
+            Subscription,
+        ),
+        Procedure(
+            "runs.subscribe",
+            "Hear of runs as they end: runs.ended",
+            RunsSubscribeParams,
+            Subscription,
+        ),
+        Procedure("unsubscribe", "Hear no more of it", UnsubscribeParams, Unsubscribed),
+    )
+}
+NOTIFICATIONS: dict[str, type[Model]] = {"worker.update": WorkerUpdate, "runs.ended": RunsEnded}

@@ -23,7 +23,8 @@ from orbit_service.past import Archived
 from orbit_service.program import VERSION, Program, run
 from orbit_service.report import Reporter
 from orbit_service.rpc.dispatch import Dispatcher
-from orbit_service.rpc.handlers import Clock, make_handlers
+from orbit_service.rpc.handlers import Clock, Create, make_handlers
+from orbit_service.rpc.live import Live
 from orbit_service.rpc.workers import Workers
 from orbit_service.settings import Settings
 from orbit_service.state.checkpoint import dump
@@ -46,6 +47,7 @@ class Service(Program):
         settings: Settings,
         clock: Clock = wall_clock,
         handed: Handed = Handed(),  # noqa: B008  # frozen
+        create: Create | None = None,
     ) -> None:
         super().__init__(settings, handed)
         self.socket = settings.socket if handed.workers is None else path_of(handed.workers)
@@ -56,22 +58,25 @@ class Service(Program):
         self.workers = Workers(self.intake, clock)
         self.past = Archived(settings, self.intake, clock)
         self.exported = Exported(settings, self.intake, self.past, clock)
-        self.dispatcher = Dispatcher(
-            make_handlers(
-                self.collector,
-                clock,
-                version=VERSION,
-                info=self.info,
-                health=self.health,
-                past=self.past.answers,
-                fleet=self.past.fleet,
-            )
+        self._creates_runs = create is not None
+        handlers = make_handlers(
+            self.collector,
+            clock,
+            version=VERSION,
+            info=self.info,
+            health=self.health,
+            past=self.past.answers,
+            fleet=self.past.fleet,
+            create=create,
         )
+        self.dispatcher = Dispatcher(handlers)
+        self.live = Live(handlers["worker.metrics"], clock, self.collector)
+        self.intake.on_closed = self.live.closed
         self._unix: UnixServer | None = None
 
     async def _start(self, stack: AsyncExitStack) -> None:
         await self._start_http(
-            self.dispatcher, document(VERSION), stack, scraper=self.exported.scraper
+            self.dispatcher, document(VERSION), stack, self.live, self.exported.scraper
         )
         self._start_state(stack)
         self.past.start(self, stack)
@@ -164,6 +169,7 @@ class Service(Program):
             state=self._state_info(),
             history=self.past.info(),
             folded={kind: p.folded for kind, p in self.collector.places().items() if p.folded},
+            creates_runs=self._creates_runs,
         )
 
     def _state_info(self) -> StateInfo | None:
@@ -230,6 +236,6 @@ class Service(Program):
         server.close()
 
 
-async def serve(settings: Settings) -> None:
-    """Run a service until SIGTERM or SIGINT."""
-    await run(lambda handed: Service(settings, handed=handed))
+async def serve(settings: Settings, create: Create | None = None) -> None:
+    """Run a service until SIGTERM or SIGINT; `create` puts in pending runs."""
+    await run(lambda handed: Service(settings, handed=handed, create=create))

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
@@ -129,10 +131,37 @@ def serve(socket: Path | None, http: str | None, hub: bool) -> None:
 
     configure_logging(settings.log_level)
     if hub:
-        from orbit_service.hub import serve as run
+        from orbit_service.hub import serve as serve_hub
+
+        asyncio.run(serve_hub(settings))
     else:
-        from orbit_service.app import serve as run
-    asyncio.run(run(settings))
+        from orbit_service.app import serve as serve_node
+
+        asyncio.run(serve_node(settings, creator()))
+
+
+def creator() -> Callable[[str, Any], str] | None:
+    """What puts in pending runs, where ORBIT_PIPELINES_DATABASE says into which database."""
+    if not os.environ.get("ORBIT_PIPELINES_DATABASE") or find_spec("dbos") is None:
+        return None
+    from orbit_rpc_schema.errors import RunNotCreated
+
+    @cache
+    def store() -> Any:
+        # Its library takes longer to import than the service to start.
+        from orbit_worker.pipelines.store import Store, database_url
+
+        return Store(database_url(None))
+
+    def create(pipeline: str, value: Any) -> str:
+        try:
+            [id] = store().enqueue(pipeline, [value])
+        except Exception as error:
+            why = str(error).partition("\n")[0]
+            raise RunNotCreated(why=why) from error
+        return str(id)
+
+    return create
 
 
 @cli.command()
@@ -353,6 +382,22 @@ def openrpc() -> None:
     from orbit_service.program import VERSION
 
     click.echo(json.dumps(document(VERSION), indent=2))
+
+
+@cli.command()
+def typescript() -> None:
+    """Print types of all procedures and a client, in TypeScript.
+
+    Of this version; no service is needed.
+
+    \b
+    orbit-metrics typescript > orbit-metrics.ts
+    """
+    from orbit_rpc_schema.openrpc import document
+    from orbit_service.program import VERSION
+    from orbit_service.typescript import typescript as written
+
+    click.echo(written(document(VERSION)), nl=False)
 
 
 # ---------------------------------------------------------------- pipelines

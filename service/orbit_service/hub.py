@@ -26,6 +26,7 @@ from orbit_service.manager import Handed
 from orbit_service.program import VERSION, Program, run
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import ON_HUB, Clock, make_hub_handlers
+from orbit_service.rpc.live import Live
 from orbit_service.rpc.past import Past
 from orbit_service.settings import Settings
 
@@ -70,11 +71,12 @@ class Hub(Program):
             clock, version=VERSION, health=self.health, past=past, fleet=self._watch.fleet
         )
         self._dispatcher = Dispatcher(handlers)
+        self._live = Live(handlers["worker.metrics"], clock)
         self._document = document(VERSION, ON_HUB)
 
     async def _start(self, stack: AsyncExitStack) -> None:
         stack.callback(self.history.close)
-        await self._start_http(self._dispatcher, self._document, stack)
+        await self._start_http(self._dispatcher, self._document, stack, self._live)
         self.spawn(self._watch.run(), stack)
 
     def announce(self) -> None:

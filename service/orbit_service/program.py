@@ -10,7 +10,7 @@ import socket
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import Any
@@ -23,6 +23,7 @@ from orbit_service.exporters.scrape import Scraper
 from orbit_service.manager import Handed, handed_over, notify, watchdog_seconds
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.incidents import incident
+from orbit_service.rpc.live import LOOK_SECONDS, Live
 from orbit_service.settings import Address, Settings, warnings
 
 VERSION = version("orbit-metrics")
@@ -101,6 +102,7 @@ class Program(ABC):
         dispatcher: Dispatcher,
         document: Mapping[str, Any],
         stack: AsyncExitStack,
+        live: Live,
         scraper: Scraper | None = None,
     ) -> None:
         listener = self.handed.http
@@ -124,8 +126,10 @@ class Program(ABC):
             HttpOptions(document, access, self.fault),
             ready=lambda: self.ready,
             health=self.health,
+            live=live,
             scraper=scraper,
         )
+        self.repeat(LOOK_SECONDS, live.look, stack)
         runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=STOP_SECONDS, keepalive_timeout=IDLE_SECONDS
         )
@@ -148,12 +152,15 @@ class Program(ABC):
         """Count something that was refused."""
         self._faults[reason] += 1
 
-    def repeat(self, seconds: float, act: Callable[[], None], stack: AsyncExitStack) -> None:
+    def repeat(
+        self, seconds: float, act: Callable[[], Awaitable[None] | None], stack: AsyncExitStack
+    ) -> None:
         async def repeat() -> None:
             while True:
                 await asyncio.sleep(seconds)
                 try:
-                    act()
+                    if (acting := act()) is not None:
+                        await acting
                 except Exception as error:  # noqa: BLE001  # the next turn may go better
                     incident(act.__qualname__, error)
 

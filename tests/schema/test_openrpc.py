@@ -12,7 +12,7 @@ from builders import T0, a_batch, a_connect, a_record
 from orbit_rpc_schema.errors import OrbitError
 from orbit_rpc_schema.messages import WRITING
 from orbit_rpc_schema.openrpc import document
-from orbit_rpc_schema.procedures import PROCEDURES, Selection
+from orbit_rpc_schema.procedures import LIVE, PROCEDURES, Selection
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 
@@ -38,12 +38,17 @@ def test_it_says_the_version_of_the_service() -> None:
 
 
 def test_every_procedure_stands_in_it_and_nothing_else() -> None:
-    assert METHODS.keys() == PROCEDURES.keys() | WRITING.keys()
+    assert METHODS.keys() == PROCEDURES.keys() | LIVE.keys() | WRITING.keys()
     assert len(DOCUMENT["methods"]) == len(METHODS)
 
 
-def test_what_the_socket_alone_answers_says_so() -> None:
-    assert {name for name, m in METHODS.items() if m.get("x-transport") == "unix"} == set(WRITING)
+@pytest.mark.parametrize(("transport", "methods"), [("unix", WRITING), ("websocket", LIVE)])
+def test_what_one_transport_alone_answers_says_so(transport: str, methods: Any) -> None:
+    assert {n for n, m in METHODS.items() if m.get("x-transport") == transport} == set(methods)
+
+
+def test_what_subscribers_are_told_is_described() -> None:
+    assert {told["name"] for told in DOCUMENT["x-notifications"]} == {"worker.update", "runs.ended"}
 
 
 def test_every_reference_leads_somewhere() -> None:

@@ -8,7 +8,7 @@ from. Time comes in as an argument (epoch milliseconds); nothing here waits.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -56,6 +56,7 @@ class Collector:
         self.node = node
         self.workers: dict[str, Worker] = {}
         self.sessions: dict[str, Session] = {}  # the open ones
+        self.on_ended: Callable[[Worker, Column], None] = lambda _worker, _column: None
         self.last_day = LastDay()
         self.ledger = Ledger()  # of all sessions there ever were
         self.faults: Counter[str] = Counter()
@@ -84,7 +85,9 @@ class Collector:
 
     def become(self, other: Collector) -> None:
         """Take the other's place in everything."""
+        listens = self.on_ended
         vars(self).update(vars(other))
+        self.on_ended = listens
 
     # ------------------------------------------------------------ sessions
 
@@ -281,7 +284,7 @@ class Collector:
         self._counted(session, len(durations))
         tally = Tally(len(durations), len(failed), len(timed), sum(timed))
         self.last_day.add(tally, at_ms, now_ms)
-        worker.recent.add(Column(key, batch.pipeline, at_ms, durations, failed, details))
+        self._remember(worker, Column(key, batch.pipeline, at_ms, durations, failed, details))
 
     def _add(
         self,
@@ -414,9 +417,13 @@ class Collector:
         self._add_error(key, series, error, now_ms, now_ms)
         self.last_day.add(Tally(runs=1, failed=1), now_ms, now_ms)
         detail = Detail(id=run.id, attempt=run.attempt or 1, error=error)
-        worker.recent.add(
-            Column(run.id, run.pipeline, now_ms, [None], {0}, {0: detail}, run.started_ms)
+        self._remember(
+            worker, Column(run.id, run.pipeline, now_ms, [None], {0}, {0: detail}, run.started_ms)
         )
+
+    def _remember(self, worker: Worker, column: Column) -> None:
+        worker.recent.add(column)
+        self.on_ended(worker, column)
 
     # ------------------------------------------------------------ bounds
 

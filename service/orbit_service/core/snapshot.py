@@ -186,7 +186,7 @@ def recent_runs(collector: Collector, params: RecentRunsParams, now_ms: int) -> 
         wanted = {"success": True, "failed": False}.get(params.status or "")
         ended = _ended_runs(collector.select(params.worker), params.pipeline, now_ms)
         matching = (
-            (run.finished_ms, _ended_view(worker, run))
+            (run.finished_ms, ended_view(worker, run))
             for worker, run in ended
             if wanted is None or run.success is wanted
         )
@@ -283,7 +283,7 @@ def _ended_runs(
             yield worker, run
 
 
-def _ended_view(worker: Worker, run: Run) -> RunView:
+def ended_view(worker: Worker, run: Run) -> RunView:
     error = run.detail.error
     return RunView(
         id=run.id,

@@ -30,11 +30,13 @@ from orbit_rpc_schema.errors import (
     OrbitError,
     ParseError,
     SocketOnly,
+    WebSocketOnly,
 )
 from orbit_rpc_schema.messages import WRITING
-from orbit_rpc_schema.procedures import PROCEDURES, Procedure
+from orbit_rpc_schema.procedures import LIVE, PROCEDURES, Procedure
 from orbit_service.rpc.handlers import Handler
 from orbit_service.rpc.incidents import incident
+from orbit_service.rpc.live import Listener
 
 with warnings.catch_warnings():
     # Its import reads a schema through functions that importlib.resources has deprecated.
@@ -64,8 +66,9 @@ class Dispatcher:
             name: _reading(procedures[name], handler) for name, handler in handlers.items()
         }
         self._methods.update({name: _writing(name) for name in WRITING})
+        self._methods.update({name: _subscribing(LIVE[name]) for name in LIVE})
 
-    async def answer(self, body: bytes, writer: Writer | None = None) -> bytes | None:
+    async def answer(self, body: bytes, writer: Writer | Listener | None = None) -> bytes | None:
         """The answer to one message or batch, without a newline; None where none is due."""
         try:
             message = json.loads(body.decode(), parse_constant=_not_json)
@@ -81,7 +84,7 @@ class Dispatcher:
         due = [answer for answer in answers if answer is not None]
         return b"[" + b",".join(due) + b"]" if due else None
 
-    async def _one(self, call: Any, writer: Writer | None) -> bytes | None:
+    async def _one(self, call: Any, writer: Writer | Listener | None) -> bytes | None:
         if not _is_request(call):
             return _encode(_error(InvalidRequest()))
         if call["method"] not in self._methods:
@@ -110,10 +113,23 @@ def _is_id(value: Any) -> bool:
 
 
 def _reading(procedure: Procedure, handler: Handler) -> Method:
+    return _typed(procedure, lambda _caller, params: handler(params))
+
+
+def _subscribing(procedure: Procedure) -> Method:
+    def change(caller: Writer | Listener | None, params: Any) -> Any:
+        if not isinstance(caller, Listener):
+            raise WebSocketOnly(method=procedure.name)
+        return caller.change(params)
+
+    return _typed(procedure, change)
+
+
+def _typed(procedure: Procedure, handle: Callable[[Any, Any], Any]) -> Method:
     names = [field.alias or name for name, field in procedure.params.model_fields.items()]
     results: TypeAdapter[Any] = TypeAdapter(procedure.result)
 
-    async def method(_writer: Writer | None, /, *args: Any, **kwargs: Any) -> Any:
+    async def method(caller: Writer | Listener | None, /, *args: Any, **kwargs: Any) -> Any:
         try:
             params = procedure.params.model_validate(_by_name(names, args) if args else kwargs)
         except ValidationError as invalid:
@@ -121,7 +137,7 @@ def _reading(procedure: Procedure, handler: Handler) -> Method:
         except OrbitError as error:
             return _failure(error)
         try:
-            result = handler(params)
+            result = handle(caller, params)
             if isawaitable(result):
                 result = await result
             return Success(results.dump_python(result, mode="json", by_alias=True))
@@ -138,9 +154,9 @@ def _reading(procedure: Procedure, handler: Handler) -> Method:
 def _writing(name: str) -> Method:
     names = list(WRITING[name].params.__struct_encode_fields__)
 
-    async def method(writer: Writer | None, /, *args: Any, **kwargs: Any) -> Any:
+    async def method(writer: Writer | Listener | None, /, *args: Any, **kwargs: Any) -> Any:
         try:
-            if writer is None:
+            if writer is None or isinstance(writer, Listener):
                 raise SocketOnly(method=name)
             return Success(writer.write(name, _by_name(names, args) if args else kwargs))
         except OrbitError as error:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
-from orbit_rpc_schema.errors import NotOnHub
+from orbit_rpc_schema.errors import CreatesNoRuns, NotOnHub, RunNotCreated
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import (
     PROCEDURES,
+    CreatedRun,
     Health,
     Metrics,
     MetricsParams,
     Model,
+    RunsCreateParams,
     ServiceInfo,
 )
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
+from orbit_service.history.archive import start_thread
 from orbit_service.rpc.past import Past
 
 Clock = Callable[[], int]  # epoch milliseconds
 # Params model -> result, as `procedures.py` types them, at once or later.
 Handler = Callable[[Any], Any]
+# Pipeline, input -> the id of a pending run. It may take long. Raises RunNotCreated.
+Create = Callable[[str, Any], str]
+CREATE_SECONDS = 30.0
 
 ON_HUB = frozenset(PROCEDURES) - {
     "worker.snapshot",
@@ -30,6 +38,7 @@ ON_HUB = frozenset(PROCEDURES) - {
     "worker.recentRuns",
     "service.info",
     "service.ledger",
+    "runs.create",
 }
 
 
@@ -42,6 +51,7 @@ def make_handlers(
     health: Callable[[], Health],
     past: Past,
     fleet: Callable[[], Fleet],
+    create: Create | None = None,
 ) -> Mapping[str, Handler]:
     """The handlers by procedure name; exactly the names that the contract lists."""
 
@@ -61,8 +71,20 @@ def make_handlers(
         "fleet.metrics": lambda _params: fleet().metrics(clock()),
         "service.info": lambda _params: info(),
         "service.ledger": lambda params: snapshot.ledger(collector, params),
+        "runs.create": partial(_create, create),
         "rpc.discover": lambda _params: document(version),
     }
+
+
+async def _create(create: Create | None, params: RunsCreateParams) -> CreatedRun:
+    if create is None:
+        raise CreatesNoRuns
+    try:
+        async with asyncio.timeout(CREATE_SECONDS):
+            id = await start_thread(partial(create, params.pipeline, params.input))
+    except TimeoutError:
+        raise RunNotCreated(why=f"no answer within {CREATE_SECONDS:g} s") from None
+    return CreatedRun(id=id)
 
 
 def make_hub_handlers(

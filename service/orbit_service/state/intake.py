@@ -9,7 +9,7 @@ number that workers are told. Without a journal the memory is all there is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import uuid4
 
 import msgspec
@@ -18,7 +18,7 @@ from loguru import logger
 from orbit_rpc_schema.messages import Connect, Connected, Heartbeat, Record
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
-from orbit_service.core.outbox import CLOSED, TAKEN
+from orbit_service.core.outbox import CLOSED, TAKEN, Window
 from orbit_service.core.sessions import Session
 from orbit_service.state.checkpoint import Unreadable, dump, load
 from orbit_service.state.events import Closed, Event, Kind, Uncounted, apply_again, events_of
@@ -29,12 +29,15 @@ _json = msgspec.json.Encoder().encode
 
 
 class Intake:
-    """One for a service. `on_durable` is called with a session whose number has moved."""
+    """One for a service. `on_durable` is called with a session whose number has moved,
+    `on_closed` with the windows that close, by their start.
+    """
 
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
         self.journal: Journal | None = None
         self.on_durable: Callable[[str], None] = lambda _session: None
+        self.on_closed: Callable[[Mapping[int, Window]], None] = lambda _windows: None
         self._waiting: list[tuple[int, asyncio.Event]] = []
 
     # ------------------------------------------------------------ what is told
@@ -112,6 +115,7 @@ class Intake:
 
     def _close(self, starts: list[int], now_ms: int) -> None:
         outbox = self.collector.outbox
+        self.on_closed({start: outbox.windows[start] for start in starts})
         closed = Closed(outbox.instance or uuid4().hex, starts, uuid4().hex)
         outbox.close(closed.instance, closed.starts, closed.token)
         self._write_outbox("close", CLOSED, outbox.number, now_ms, _json(closed))

@@ -14,7 +14,11 @@ from orbit_rpc_schema.procedures import Health
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.exporters.scrape import Busy, Scraper
 from orbit_service.rpc.dispatch import Dispatcher
+from orbit_service.rpc.live import Live
 from orbit_service.transport.access import PREFLIGHT, Access
+from orbit_service.transport.live import PATH as LIVE_PATH
+from orbit_service.transport.live import add_live, token_of
+from orbit_service.transport.trpc import add_trpc
 
 PROBES = ("/livez", "/readyz", "/healthz")
 # From the head of a request to the last byte of its answer, whoever sends or reads slowly.
@@ -42,6 +46,7 @@ def make_app(
     *,
     ready: Callable[[], bool],
     health: Callable[[], Health],
+    live: Live,
     scraper: Scraper | None = None,
 ) -> web.Application:
     """The application; `ready` says whether runs are taken. A hub has no scraper."""
@@ -55,7 +60,7 @@ def make_app(
             return web.Response(status=204)
         return web.Response(body=answer, content_type="application/json")
 
-    async def live(_request: web.Request) -> web.Response:
+    async def alive(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readiness(_request: web.Request) -> web.Response:
@@ -85,12 +90,14 @@ def make_app(
 
     app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options), _hasten(options)])
     app.on_response_prepare.append(_say_who_may_read(options.access))
+    add_live(app, dispatcher, live, options.fault)
     app.router.add_post("/rpc", rpc)
     app.router.add_get("/metrics", metrics, allow_head=False)
-    app.router.add_get("/livez", live)
+    app.router.add_get("/livez", alive)
     app.router.add_get("/readyz", readiness)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/openrpc.json", openrpc)
+    add_trpc(app, dispatcher)
     return app
 
 
@@ -131,6 +138,8 @@ def _hasten(options: HttpOptions) -> Any:
 
     @web.middleware
     async def hasten(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == LIVE_PATH:
+            return await handler(request)  # which looks after itself
         response = None
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
@@ -201,6 +210,10 @@ def _say_who_may_read(access: Access) -> Any:
 
 
 def _authorization(request: web.Request) -> str:
+    if request.path == LIVE_PATH:
+        token = token_of(request.headers.get("Sec-WebSocket-Protocol", ""))
+        if token is not None:
+            return f"Bearer {token}"
     return request.headers.get("Authorization", "")
 
 

@@ -22,6 +22,7 @@ from orbit_service.exported import Exported
 from orbit_service.past import Archived
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 from orbit_service.rpc.handlers import make_handlers
+from orbit_service.rpc.live import Live
 from orbit_service.settings import Settings
 from orbit_service.state.intake import Intake
 from orbit_service.transport.access import Access
@@ -55,6 +56,7 @@ def serve(aiohttp_client):
             HttpOptions(document(VERSION), Access(**options), faults.append),
             ready=lambda: ready,
             health=lambda: health(collector, 1, T0),
+            live=Live(handlers["worker.metrics"], lambda: T0, collector),
             scraper=None if hub else Exported(Settings(), intake, past, lambda: T0).scraper,
         )
         client = await aiohttp_client(app)
