@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from builders import ENTRY, command, environment, until
+from orbit_rpc_schema.caller import CallFailed, call
 from orbit_worker.pipelines.store import Store, database_url
 
 PIPELINES = """
@@ -267,3 +268,49 @@ def test_the_demo_ends_with_the_metrics_of_its_runs_as_json(tmp_path):
     assert (done.returncode, answer["connected"]) == (0, True)
     assert answer["totalRuns"] == answer["succeeded"] + answer["failed"] == 40
     assert answer["failed"] >= 6, "the broken files are among them"
+
+
+# ---------------------------------------------------------------- runs.create
+
+
+def test_a_run_that_is_put_in_by_a_call_is_executed(place):
+    with serving(place, ORBIT_PIPELINES_DATABASE=place.settings["ORBIT_PIPELINES_DATABASE"]):
+        assert ask(place, "service.info")["createsRuns"] is True
+        id = ask(place, "runs.create", pipeline="double", input=21)["id"]
+        with place.worker(), place.store() as store:
+            assert store.wait(id)["value"] == 42
+
+
+def test_without_the_database_a_call_says_which_setting_names_it(place):
+    with serving(place):
+        assert ask(place, "service.info")["createsRuns"] is False
+        with pytest.raises(CallFailed, match="No run can be put in here"):
+            ask(place, "runs.create", pipeline="double")
+
+
+def test_a_database_that_cannot_be_used_is_a_sentence(place):
+    nowhere = f"sqlite:////{place.folder}/none/there/x.db"
+    with serving(place, ORBIT_PIPELINES_DATABASE=nowhere):
+        with pytest.raises(CallFailed, match=r"could not be put in: .*unable to open"):
+            ask(place, "runs.create", pipeline="double")
+        assert ask(place, "worker.metrics")["totalRuns"] == 0
+
+
+@contextmanager
+def serving(place: Place, **settings: str) -> Iterator[None]:
+    service = subprocess.Popen(
+        [*ENTRY, "serve"],
+        env=environment(place.folder, **settings),
+        cwd=place.folder,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: (place.folder / "worker.sock").exists())
+        yield
+    finally:
+        service.terminate()
+        service.wait(20)
+
+
+def ask(place: Place, method: str, **params: Any) -> Any:
+    return call(place.folder / "worker.sock", method, params, timeout=40)

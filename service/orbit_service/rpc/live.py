@@ -51,6 +51,7 @@ MAX_SUBJECTS = 10  # of one listener
 MAX_RUNS = 100  # told at once
 MAX_KEPT = 2_000  # runs between two looks
 LOOK_SECONDS = 0.25
+AT_ONCE = 25  # listeners; some 50 us each, in which no worker is heard
 
 UPDATE = "worker.update"
 ENDED = "runs.ended"
@@ -117,13 +118,16 @@ class _Subject:
         self.name = name
         self.listeners: set[Listener] = set()
 
-    def tell(self, method: str, params: Model, weight: int, missed: int = 0) -> None:
+    async def tell(self, method: str, params: Model, weight: int, missed: int = 0) -> None:
         told = params.model_dump(mode="json", by_alias=True, exclude={"missed"})
         message = {"jsonrpc": "2.0", "method": method, "params": told}
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         news = News(text, weight, missed)
-        for listener in self.listeners:
-            listener.tell(self.name, news)
+        for number, listener in enumerate(list(self.listeners)):
+            if number % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)  # workers come in between
+            if listener in self.listeners:
+                listener.tell(self.name, news)
 
 
 class _Totals(_Subject):
@@ -226,7 +230,7 @@ class Live:
         if self._runs:
             batch = self._ended.take()
             for ended in list(self._runs.values()):
-                _tell_runs(ended, batch)
+                await _tell_runs(ended, batch)
 
     async def _tell_totals(self, subject: _Totals) -> None:
         try:
@@ -236,7 +240,7 @@ class Live:
         except OrbitError:
             return  # a hub that cannot read the fleet now; its health says so
         update = WorkerUpdate(subscription=subject.name, metrics=metrics, window=subject.window)
-        subject.tell(UPDATE, update, 1)
+        await subject.tell(UPDATE, update, 1)
 
     def closed(self, windows: Mapping[int, Window]) -> None:
         """Windows have closed; what comes late for one closes it once more, with that alone."""
@@ -301,7 +305,7 @@ def _by_outcome(column: Column) -> Iterator[tuple[bool, int]]:
     yield False, len(column.durations_us) - len(column.failed)
 
 
-def _tell_runs(subject: _Runs, batch: Batch) -> None:
+async def _tell_runs(subject: _Runs, batch: Batch) -> None:
     outcomes = {None: (True, False), "failed": (True,), "success": (False,)}[subject.asked.status]
     wanted = [(w, c) for w, c in batch.columns if subject.wants(w.name, c.pipeline)]
     ended = sum(
@@ -322,4 +326,5 @@ def _tell_runs(subject: _Runs, batch: Batch) -> None:
     if not runs:
         return
     ended += lost
-    subject.tell(ENDED, RunsEnded(subscription=subject.name, runs=runs), ended, ended - len(runs))
+    told = RunsEnded(subscription=subject.name, runs=runs)
+    await subject.tell(ENDED, told, ended, ended - len(runs))
