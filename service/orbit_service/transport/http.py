@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from orbit_service.rpc.live import Live
 from orbit_service.transport.access import PREFLIGHT, Access
 from orbit_service.transport.live import PATH as LIVE_PATH
 from orbit_service.transport.live import add_live, token_of
+from orbit_service.transport.pages import FOLDER, add_pages
 from orbit_service.transport.trpc import add_trpc
 
 PROBES = ("/livez", "/readyz", "/healthz")
@@ -27,6 +29,9 @@ REQUEST_SECONDS = 60.0
 IDLE_SECONDS = 75.0  # of a connection, before and between requests; proxies keep theirs for 60
 MAX_CONNECTIONS = 2_048
 MAX_REFUSALS_SAID = 100  # a line in the log for each, and then no more
+# What needs no token. By what is found for a path and not by the path: there are many ways to
+# spell one.
+OPEN = web.AppKey("OPEN", frozenset[web.AbstractResource])
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -38,6 +43,7 @@ class HttpOptions:
     document: Mapping[str, Any]  # OpenRPC
     access: Access = field(default_factory=Access)
     fault: Callable[[str], None] = lambda _reason: None
+    page: Path = FOLDER  # where the built page is
 
 
 def make_app(
@@ -91,6 +97,7 @@ def make_app(
     app = web.Application(client_max_size=MAX_LINE, middlewares=[_guard(options), _hasten(options)])
     app.on_response_prepare.append(_say_who_may_read(options.access))
     add_live(app, dispatcher, live, options.fault)
+    app[OPEN] = add_pages(app, options.page)
     app.router.add_post("/rpc", rpc)
     app.router.add_get("/metrics", metrics, allow_head=False)
     app.router.add_get("/livez", alive)
@@ -185,7 +192,8 @@ def _guard(options: HttpOptions) -> Any:
             raise web.HTTPForbidden(text=refused(request, "http origin", why))
         if origin is not None and request.method == "OPTIONS":
             return web.Response(status=204, headers=PREFLIGHT)
-        if not probe and not access.trusts(_authorization(request)):
+        needs_none = probe or request.match_info.route.resource in request.app[OPEN]
+        if not needs_none and not access.trusts(_authorization(request)):
             why = "send Authorization: Bearer <token>, the one of ORBIT_TOKEN or ORBIT_TOKEN_FILE"
             raise web.HTTPUnauthorized(
                 text=refused(request, "http token", why), headers={"WWW-Authenticate": "Bearer"}
