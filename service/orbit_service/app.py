@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 
 from loguru import logger
 
+from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo, StateInfo
 from orbit_rpc_schema.wire import PROTOCOL
@@ -30,7 +31,7 @@ from orbit_service.state.checkpoint import dump
 from orbit_service.state.intake import Intake, opened
 from orbit_service.state.journal import Journal, Loop
 from orbit_service.state.store import Saved, Store
-from orbit_service.transport.listen import bind, path_of, unlink
+from orbit_service.transport.listen import bind, bounds, path_of, unlink
 from orbit_service.transport.peers import Admission
 from orbit_service.transport.unix import UnixServer
 
@@ -68,6 +69,8 @@ class Service(Program):
             )
         )
         self._unix: UnixServer | None = None
+        self._inode = 0  # of the socket's file
+        self._is_taken = False  # the socket's place, by somebody else
 
     async def _start(self, stack: AsyncExitStack) -> None:
         await self._start_http(
@@ -99,8 +102,7 @@ class Service(Program):
         Those that are here now. One that comes meanwhile was started again, and is about to
         work: it is served, and not waited for.
         """
-        seconds, sessions = self.settings.drain_timeout, self.collector.sessions
-        here = set(sessions)
+        seconds, here = self.settings.drain_timeout, set(self.collector.sessions)
         if not seconds or not here:
             return
         logger.info(
@@ -111,10 +113,11 @@ class Service(Program):
             seconds,
         )
         until = time.monotonic() + seconds
-        while here & sessions.keys() and not cut_short.is_set() and time.monotonic() < until:
+        while here and not cut_short.is_set() and time.monotonic() < until:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
-        if staying := len(here & sessions.keys()):
-            logger.warning("{} processes have not left; they keep what they send", staying)
+            here &= self.collector.sessions.keys()
+        if here:
+            logger.warning("{} processes have not left; they keep what they send", len(here))
 
     def fault(self, reason: str) -> None:
         self.collector.faults[reason] += 1
@@ -123,10 +126,31 @@ class Service(Program):
         """What is to be done several times a second."""
         self.workers.expire()
         self.past.publish()
+        self._see_to_the_socket()
+
+    def _see_to_the_socket(self) -> None:
+        """Make the socket anew where its file was deleted: nobody could come any more."""
+        if self._unix is None or self.handed.workers is not None or self._is_taken:
+            return
+        try:
+            if self.socket.stat().st_ino == self._inode:
+                return
+            why = "is another's now"
+            self._is_taken = True
+        except OSError:
+            try:
+                self._unix.listen_on(bind(self.socket, self.settings.socket_mode))
+                self._inode = self.socket.stat().st_ino
+                logger.warning("the socket {} was deleted; it is made anew", self.socket)
+                return
+            except Explained as error:
+                why = f"was deleted, and {error.message}"
+                self._is_taken = True
+        logger.error("the socket {} {}: no worker can connect any more", self.socket, why)
 
     @property
     def ready(self) -> bool:
-        return self._unix is not None
+        return self._unix is not None and not self._is_taken
 
     def metrics(self) -> Metrics:
         return snapshot.metrics(self.collector, Selection(), self.clock())
@@ -218,9 +242,11 @@ class Service(Program):
         listener = self.handed.workers
         if listener is None:
             listener = bind(self.socket, self.settings.socket_mode)
-            stack.callback(unlink, self.socket, self.socket.stat().st_ino)
+            self._inode = self.socket.stat().st_ino
+            stack.callback(lambda: unlink(self.socket, self._inode))
+        limit, _http = bounds()
         self._unix = UnixServer(
-            listener, self.dispatcher, self.workers, Admission(self.settings.allow_uids)
+            listener, self.dispatcher, self.workers, Admission(self.settings.allow_uids), limit
         )
         self._unix.start()
         stack.callback(self._stop_unix, self._unix)

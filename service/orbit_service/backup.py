@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +33,7 @@ def back_up(state: Path, target: Path) -> Iterator[Path]:
     """
     if not (state / store.FILE).is_file():
         raise CannotBackUp(path=state, why="there is no state; is it that of ORBIT_STATE?")
-    if target.resolve() == state.resolve():
+    if target.exists() and target.samefile(state):
         raise CannotBackUp(path=state, why="the copies would take its place")
     for name in (store.FILE, late.FILE):
         source = state / name
@@ -46,16 +47,25 @@ def back_up(state: Path, target: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> Path:
-    unfinished = target.with_suffix(".unfinished")
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
-    with (
-        closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as taken,
-        closing(sqlite3.connect(unfinished)) as copy,
-    ):
-        taken.backup(copy)
-        # One file, without others beside it; the service makes them again.
-        copy.execute("PRAGMA journal_mode=DELETE")
-    with unfinished.open("rb") as written:
-        os.fsync(written.fileno())
-    return unfinished.replace(target)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    os.close(descriptor)
+    unfinished = Path(name)
+    try:
+        with (
+            # As a URI the path is escaped: a # or ? in it would name another file.
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as taken,
+            closing(sqlite3.connect(unfinished)) as copy,
+        ):
+            # Asked first, because a copy of what is locked would be tried for ever.
+            [(tables,)] = taken.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            if not tables:
+                raise sqlite3.DatabaseError("there is nothing in it")
+            taken.backup(copy)
+            # One file, without others beside it; the service makes them again.
+            copy.execute("PRAGMA journal_mode=DELETE")
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        return unfinished.replace(target)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

@@ -42,6 +42,8 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
     told = {name: environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
     if told["PID"] != str(os.getpid()) or not told["FDS"].isdecimal():
         return Handed()
+    if len(told["FDS"]) > 3:
+        raise UnusableSocket(why="LISTEN_FDS is too large a number")
     found: dict[str, socket.socket] = {}
     for descriptor in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(told["FDS"])):
         try:
@@ -52,6 +54,8 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
         use = "workers" if taken.family == socket.AF_UNIX else "http"
         if taken.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
             raise UnusableSocket(why=f"its family is {taken.family}")
+        if taken.type != socket.SOCK_STREAM:
+            raise UnusableSocket(why="it is no stream")
         if not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise UnusableSocket(why="it does not listen; Accept= has to be no")
         if use in found:
@@ -66,6 +70,7 @@ def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> None:
     if address[:1] not in ("/", "@"):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.setblocking(False)
         try:
             channel.sendto("\n".join(lines).encode(), address.replace("@", "\0", 1))
         except OSError:

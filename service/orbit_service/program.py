@@ -113,7 +113,14 @@ class Program(ABC):
         from aiohttp import web
 
         from orbit_service.transport.access import Access
-        from orbit_service.transport.http import IDLE_SECONDS, HttpOptions, bounded, make_app
+        from orbit_service.transport.http import (
+            IDLE_SECONDS,
+            HttpOptions,
+            bounded,
+            make_app,
+            quiet_logger,
+        )
+        from orbit_service.transport.listen import bounds
 
         settings = self.settings
         access = Access(
@@ -127,12 +134,18 @@ class Program(ABC):
             scraper=scraper,
         )
         runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=STOP_SECONDS, keepalive_timeout=IDLE_SECONDS
+            app,
+            access_log=None,
+            shutdown_timeout=STOP_SECONDS,
+            keepalive_timeout=IDLE_SECONDS,
+            auto_decompress=False,  # a small body may be a large one, before it is refused too
+            logger=quiet_logger(self.fault),
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         assert runner.server is not None
-        accept = bounded(runner.server, self.fault)
+        _workers, limit = bounds()
+        accept = bounded(runner.server, limit, self.fault)
         loop = asyncio.get_running_loop()
         try:
             if listener is not None:
@@ -190,6 +203,7 @@ async def run(make: Callable[[Handed], Program]) -> None:
     _raise_descriptors()
     told, cut_short = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Troubles())
 
     def tell() -> None:
         if cut_short.is_set():
@@ -217,6 +231,19 @@ async def run(make: Callable[[Handed], Program]) -> None:
         logger.info("stopping")
         await program.stop()
     logger.info("stopped")
+
+
+class _Troubles:
+    """Logs what the loop meets by itself: a line, and not the same again within a second."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message = context["message"]
+        if loop.time() - self._said.get(message, -1.0) >= 1.0:
+            self._said[message] = loop.time()
+            logger.opt(exception=context.get("exception")).error("{}", message)
 
 
 def _address_of(listener: socket.socket) -> Address:
