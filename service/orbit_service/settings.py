@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orbit_rpc_schema.caller import is_sendable
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH, as_name, default_socket_path
 from orbit_service.core.rollup import LEVELS, BadRange, Level, levels, parse_duration
@@ -289,11 +290,22 @@ class Settings(BaseSettings):
             )
         return address
 
+    @field_validator("token")
+    @classmethod
+    def _sendable(cls, token: str | None) -> str | None:
+        if token is not None and not is_sendable(token):
+            raise ValueError("a token of printable ASCII characters")
+        return token
+
     @field_validator("token_file")
     @classmethod
     def _holds_a_token(cls, path: Path | None) -> Path | None:
-        if path is not None and len(_token_in(path)) < MIN_TOKEN:
-            raise ValueError(f"{path} holds a token of at least {MIN_TOKEN} characters")
+        if path is not None:
+            token = _token_in(path)
+            if len(token) < MIN_TOKEN or not is_sendable(token):
+                raise ValueError(
+                    f"{path} holds a token of at least {MIN_TOKEN} printable ASCII characters"
+                )
         return path
 
     @model_validator(mode="after")
@@ -374,6 +386,8 @@ def _with_token(allowed: frozenset[str], others: ValidationInfo) -> frozenset[st
 
 
 def _token_in(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
         return path.read_text().strip()
     except OSError as error:
