@@ -70,7 +70,7 @@ class Service(Program):
         )
         self._unix: UnixServer | None = None
         self._inode = 0  # of the socket's file
-        self._is_taken = False  # the socket's place, by somebody else
+        self._unreachable: str | None = None  # why no worker can connect
 
     async def _start(self, stack: AsyncExitStack) -> None:
         await self._start_http(
@@ -102,7 +102,7 @@ class Service(Program):
         Those that are here now. One that comes meanwhile was started again, and is about to
         work: it is served, and not waited for.
         """
-        seconds, here = self.settings.drain_timeout, set(self.collector.sessions)
+        seconds, here = self.settings.drain_timeout, self.workers.speaking()
         if not seconds or not here:
             return
         logger.info(
@@ -130,27 +130,28 @@ class Service(Program):
 
     def _see_to_the_socket(self) -> None:
         """Make the socket anew where its file was deleted: nobody could come any more."""
-        if self._unix is None or self.handed.workers is not None or self._is_taken:
+        if self._unix is None or self.handed.workers is not None or self._is_there():
             return
         try:
-            if self.socket.stat().st_ino == self._inode:
-                return
-            why = "is another's now"
-            self._is_taken = True
+            self._unix.listen_on(bind(self.socket, self.settings.socket_mode))
+        except Explained as error:
+            if self._unreachable is None:
+                logger.error("no worker can connect any more: {}", error)
+            self._unreachable = str(error)
+            return
+        self._inode = self.socket.stat().st_ino
+        self._unreachable = None
+        logger.warning("the socket {} was deleted; it is made anew", self.socket)
+
+    def _is_there(self) -> bool:
+        try:
+            return self.socket.stat().st_ino == self._inode
         except OSError:
-            try:
-                self._unix.listen_on(bind(self.socket, self.settings.socket_mode))
-                self._inode = self.socket.stat().st_ino
-                logger.warning("the socket {} was deleted; it is made anew", self.socket)
-                return
-            except Explained as error:
-                why = f"was deleted, and {error.message}"
-                self._is_taken = True
-        logger.error("the socket {} {}: no worker can connect any more", self.socket, why)
+            return False
 
     @property
     def ready(self) -> bool:
-        return self._unix is not None and not self._is_taken
+        return self._unix is not None and self._unreachable is None
 
     def metrics(self) -> Metrics:
         return snapshot.metrics(self.collector, Selection(), self.clock())

@@ -108,18 +108,26 @@ def ask(socket: Path, url: str | None, method: str, params: Any = ()) -> Any:
 
 def token() -> str | None:
     """What this environment has for the service over HTTP, or the end of the command."""
+    try:
+        return read_token()
+    except ValueError as error:
+        fail(str(error))
+
+
+def read_token() -> str | None:
+    """The token of this environment. Raises ValueError, without what is in it."""
     path = os.environ.get("ORBIT_TOKEN_FILE")
     name, found = "ORBIT_TOKEN", os.environ.get("ORBIT_TOKEN")
     if path:
         name = f"ORBIT_TOKEN_FILE={path}"
         try:
-            if not Path(path).is_file():
-                fail(f"{name} is no file")
+            if Path(path).exists() and not Path(path).is_file():
+                raise ValueError(f"{name} is no file")
             found = Path(path).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            fail(f"{name} cannot be read: {error}")
+            raise ValueError(f"{name} cannot be read: {error}") from None
     if found is not None and not is_sendable(found):
-        fail(f"{name} has characters that no header can carry")
+        raise ValueError(f"{name} has characters that no header can carry")
     return found
 
 
@@ -262,7 +270,12 @@ def doctor(socket: Path, url: str | None, origin: str | None) -> None:
         findings = [Finding(True, f"settings: {said}") for said in warnings(read_settings())]
     except BadSettings as bad:
         findings = [Finding(False, f"settings: {line.strip()}") for line in bad.lines]
-    findings += examine(socket, url, origin, token())
+    found = None
+    try:
+        found = read_token()
+    except ValueError as error:
+        findings.append(Finding(False, f"settings: {error}"))
+    findings += examine(socket, url, origin, found)
     for finding in findings:
         click.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.text}")
     sys.exit(0 if all(finding.good for finding in findings) else 1)

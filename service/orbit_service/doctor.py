@@ -30,6 +30,7 @@ ADVICE = {
     "http origin": "ORBIT_CORS_ORIGINS names pages that may ask",
     "http token": "somebody asked without the token of ORBIT_TOKEN, or with another",
     "http connections": "more than HTTP takes at once: is there a client that never closes?",
+    "http malformed": "something that is no HTTP came to the port of HTTP",
     "http time-out": "a request or the reading of its answer took longer than a minute",
 }
 

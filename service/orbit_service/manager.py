@@ -64,15 +64,20 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
     return Handed(**found)
 
 
-def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Tell the manager, if there is one, such as `notify("READY=1")`; it may not listen."""
+def notify(*lines: str, patience: float = 0.0, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell the manager, if there is one, such as `notify("READY=1")`.
+
+    It may not listen, and then it is waited for so many seconds and no more.
+    """
     address = environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        channel.setblocking(False)
+        channel.settimeout(patience)
         try:
-            channel.sendto("\n".join(lines).encode(), address.replace("@", "\0", 1))
+            channel.sendto("\n".join(lines).encode(), address)
         except OSError:
             pass  # it is its business whether it hears us
 

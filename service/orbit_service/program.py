@@ -220,7 +220,7 @@ async def run(make: Callable[[Handed], Program]) -> None:
     for sentence in warnings(program.settings):
         logger.warning(sentence)
     program.announce()
-    notify("READY=1", "STATUS=takes runs")
+    notify("READY=1", "STATUS=takes runs", patience=1.0)
     loop.call_later(FREEZE_SECONDS, gc.freeze)
     async with AsyncExitStack() as watched:
         if (seconds := watchdog_seconds()) is not None:

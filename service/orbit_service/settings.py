@@ -37,6 +37,7 @@ _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://({_HOST.pattern})(:[0-9]{{1,5}})?")
 _SERVICE_LINK = re.compile(
     r".*_(SERVICE_(HOST|PORT(_.*)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
+_USUAL_PORT = re.compile(r"^(https://.*):443$|^(http://.*):80$")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
@@ -274,7 +275,9 @@ class Settings(BaseSettings):
             origin for origin in origins if not (_ORIGIN.fullmatch(origin) or origin == ANY)
         ]:
             raise ValueError(f"{wrong[0]!r} is no origin, such as https://dash.example.com")
-        return _with_token(origins, others)
+        # A browser leaves out the port that the scheme means.
+        plain = frozenset(_USUAL_PORT.sub(r"\1\2", origin) for origin in origins)
+        return _with_token(plain, others)
 
     @field_validator("node")
     @classmethod

@@ -111,3 +111,27 @@ def test_what_cannot_be_read_leaves_the_copy_of_before(house, tmp_path, damage):
     assert "cannot be copied" in failed.stderr
     assert (tmp_path / "backup/state.sqlite").read_bytes() == before
     assert not list((tmp_path / "backup").glob(".*"))  # nothing unfinished
+
+
+def test_a_history_that_cannot_be_copied_leaves_the_state_of_before_too(house, tmp_path):
+    service = house.serve()
+    until((tmp_path / FOLDERS[0] / "history.sqlite").exists)
+    assert copied(house, tmp_path).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "backup").iterdir()}
+    house.worker("record_run(1, True); flush(20)").leave()
+    service.terminate()
+    service.wait(20)
+    (tmp_path / FOLDERS[0] / "history.sqlite").write_bytes(b"")
+
+    assert "history.sqlite cannot be copied" in copied(house, tmp_path).stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "backup").iterdir()} == before
+
+
+def test_what_a_killed_backup_left_is_gone_after_the_next(house, tmp_path):
+    house.serve()
+    left = tmp_path / "backup" / ".unfinished"
+    left.mkdir(parents=True)
+    (left / "state.sqlite-journal").write_text("half")
+
+    assert copied(house, tmp_path).returncode == 0
+    assert not left.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ PROBES = ("/livez", "/readyz", "/healthz")
 REQUEST_SECONDS = 60.0
 SCRAPE_SECONDS = 15.0
 IDLE_SECONDS = 75.0  # of a connection, before and between requests; proxies keep theirs for 60
-MAX_REFUSALS_SAID = 100  # a line in the log for each, and then no more
+MAX_REFUSALS_SAID = 100  # lines in the log for each reason, and then no more
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -180,12 +181,12 @@ def _hasten(options: HttpOptions) -> Any:
 def _guard(options: HttpOptions) -> Any:
     """Turn away whoever lacks the token, and web pages that reach for a local service."""
     access = options.access
-    said: set[str] = set()
+    said: dict[str, set[str]] = defaultdict(set)
 
     def refused(request: web.Request, reason: str, sentence: str) -> str:
         options.fault(reason)
-        if sentence not in said and len(said) < MAX_REFUSALS_SAID:
-            said.add(sentence)
+        if sentence not in said[reason] and len(said[reason]) < MAX_REFUSALS_SAID:
+            said[reason].add(sentence)
             logger.warning("refused {!r} of {}: {}", request.path, request.remote, sentence)
         return f"{sentence}\n"
 

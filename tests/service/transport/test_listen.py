@@ -182,9 +182,12 @@ def test_a_socket_whose_file_is_deleted_is_made_anew(service, client):
     assert service.service.ready
 
 
-def test_a_place_that_another_has_taken_makes_it_unready(service):
+def test_while_its_place_is_taken_it_is_not_ready(service):
     service.socket.unlink()
     service.socket.write_text("not a socket")
-
     until(lambda: not service.service.ready)
     assert service.socket.read_text() == "not a socket"
+
+    service.socket.unlink()
+    until(lambda: service.service.ready)
+    assert service.ask("worker.metrics")["totalRuns"] == 0
