@@ -42,7 +42,7 @@ module.exports = {
         ORBIT_STATE: process.env.ORBIT_STATE || join(folder, "state"),
         ORBIT_DRAIN_TIMEOUT: drain,
       },
-      kill_timeout: (drain + 10) * 1000, // ms; above the drain, and 10 s to publish and commit
+      kill_timeout: (drain + 25) * 1000, // ms; above the drain, and time to publish and commit
       exp_backoff_restart_delay: 100, // ms; longer after each crash, up to 15 s
     },
     {

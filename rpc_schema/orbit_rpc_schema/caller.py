@@ -95,6 +95,11 @@ def call_http(
     return _result(received, url)
 
 
+def is_sendable(token: str) -> bool:
+    """Whether a header can carry it."""
+    return token.isascii() and token.isprintable()
+
+
 def _result(received: bytes, path: str | PathLike[str]) -> Any:
     """The result in the last line. Another program at the socket is an OSError too."""
     try:

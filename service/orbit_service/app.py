@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 
 from loguru import logger
 
+from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo, StateInfo
 from orbit_rpc_schema.wire import PROTOCOL
@@ -31,7 +32,7 @@ from orbit_service.state.checkpoint import dump
 from orbit_service.state.intake import Intake, opened
 from orbit_service.state.journal import Journal, Loop
 from orbit_service.state.store import Saved, Store
-from orbit_service.transport.listen import bind, path_of, unlink
+from orbit_service.transport.listen import bind, bounds, path_of, unlink
 from orbit_service.transport.peers import Admission
 from orbit_service.transport.unix import UnixServer
 
@@ -73,6 +74,8 @@ class Service(Program):
         self.live = Live(handlers["worker.metrics"], clock, self.collector)
         self.intake.on_closed = self.live.closed
         self._unix: UnixServer | None = None
+        self._inode = 0  # of the socket's file
+        self._unreachable: str | None = None  # why no worker can connect
 
     async def _start(self, stack: AsyncExitStack) -> None:
         await self._start_http(
@@ -104,8 +107,7 @@ class Service(Program):
         Those that are here now. One that comes meanwhile was started again, and is about to
         work: it is served, and not waited for.
         """
-        seconds, sessions = self.settings.drain_timeout, self.collector.sessions
-        here = set(sessions)
+        seconds, here = self.settings.drain_timeout, self.workers.speaking()
         if not seconds or not here:
             return
         logger.info(
@@ -116,10 +118,11 @@ class Service(Program):
             seconds,
         )
         until = time.monotonic() + seconds
-        while here & sessions.keys() and not cut_short.is_set() and time.monotonic() < until:
+        while here and not cut_short.is_set() and time.monotonic() < until:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
-        if staying := len(here & sessions.keys()):
-            logger.warning("{} processes have not left; they keep what they send", staying)
+            here &= self.collector.sessions.keys()
+        if here:
+            logger.warning("{} processes have not left; they keep what they send", len(here))
 
     def fault(self, reason: str) -> None:
         self.collector.faults[reason] += 1
@@ -128,10 +131,32 @@ class Service(Program):
         """What is to be done several times a second."""
         self.workers.expire()
         self.past.publish()
+        self._see_to_the_socket()
+
+    def _see_to_the_socket(self) -> None:
+        """Make the socket anew where its file was deleted: nobody could come any more."""
+        if self._unix is None or self.handed.workers is not None or self._is_there():
+            return
+        try:
+            self._unix.listen_on(bind(self.socket, self.settings.socket_mode))
+        except Explained as error:
+            if self._unreachable is None:
+                logger.error("no worker can connect any more: {}", error)
+            self._unreachable = str(error)
+            return
+        self._inode = self.socket.stat().st_ino
+        self._unreachable = None
+        logger.warning("the socket {} was deleted; it is made anew", self.socket)
+
+    def _is_there(self) -> bool:
+        try:
+            return self.socket.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     @property
     def ready(self) -> bool:
-        return self._unix is not None
+        return self._unix is not None and self._unreachable is None
 
     def metrics(self) -> Metrics:
         return snapshot.metrics(self.collector, Selection(), self.clock())
@@ -224,9 +249,11 @@ class Service(Program):
         listener = self.handed.workers
         if listener is None:
             listener = bind(self.socket, self.settings.socket_mode)
-            stack.callback(unlink, self.socket, self.socket.stat().st_ino)
+            self._inode = self.socket.stat().st_ino
+            stack.callback(lambda: unlink(self.socket, self._inode))
+        limit, _http = bounds()
         self._unix = UnixServer(
-            listener, self.dispatcher, self.workers, Admission(self.settings.allow_uids)
+            listener, self.dispatcher, self.workers, Admission(self.settings.allow_uids), limit
         )
         self._unix.start()
         stack.callback(self._stop_unix, self._unix)

@@ -8,15 +8,19 @@ there as well, and is found to be when the service goes on from the copies.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from orbit_rpc_schema.errors import Explained
 from orbit_service.history import late
 from orbit_service.state import store
+
+UNFINISHED = ".unfinished"
 
 
 class CannotBackUp(Explained):
@@ -25,37 +29,67 @@ class CannotBackUp(Explained):
     """
 
 
-def back_up(state: Path, target: Path) -> Iterator[Path]:
-    """Copy what is in the state directory into `target`; each file as it is done.
+def back_up(state: Path, target: Path) -> list[Path]:
+    """Copy what is in the state directory into `target`; the copies.
 
-    An older copy there is replaced when the new one is whole. Raises CannotBackUp.
+    Older ones there are replaced when the new ones are whole. Raises CannotBackUp.
     """
     if not (state / store.FILE).is_file():
         raise CannotBackUp(path=state, why="there is no state; is it that of ORBIT_STATE?")
-    if target.resolve() == state.resolve():
+    if target.exists() and target.samefile(state):
         raise CannotBackUp(path=state, why="the copies would take its place")
-    for name in (store.FILE, late.FILE):
-        source = state / name
-        if source.is_file():
+    source = state
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(target) as folder:
+            unfinished = target / UNFINISHED
+            shutil.rmtree(unfinished, ignore_errors=True)  # of one that was killed
+            unfinished.mkdir(mode=0o700)
             try:
-                target.mkdir(mode=0o700, parents=True, exist_ok=True)
-                yield _copy(source, target / name)
-            except (OSError, sqlite3.Error) as error:
-                why = getattr(error, "strerror", None) or error
-                raise CannotBackUp(path=source, why=why) from None
+                copies = []
+                for name in (store.FILE, late.FILE):
+                    source = state / name
+                    if source.is_file():
+                        _copy(source, unfinished / name)
+                        copies.append(name)
+                # Both or none, and the history first: one that is ahead of its state is found
+                # to be, and one that is behind is not.
+                for name in reversed(copies):
+                    (unfinished / name).replace(target / name)
+                os.fsync(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    except (OSError, sqlite3.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CannotBackUp(path=source, why=why) from None
+    return [target / name for name in copies]
 
 
-def _copy(source: Path, target: Path) -> Path:
-    unfinished = target.with_suffix(".unfinished")
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
+@contextmanager
+def _alone(target: Path) -> Iterator[int]:
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    except BlockingIOError:
+        raise CannotBackUp(path=target, why="another backup into it is under way") from None
+    finally:
+        os.close(descriptor)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.touch(mode=0o600)
     with (
-        closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as taken,
-        closing(sqlite3.connect(unfinished)) as copy,
+        # As a URI the path is escaped: a # or ? in it would name another file.
+        closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as taken,
+        closing(sqlite3.connect(target)) as copy,
     ):
+        # Asked first, because a copy of what is locked would be tried for ever.
+        [(tables,)] = taken.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        if not tables:
+            raise sqlite3.DatabaseError("there is nothing in it")
         taken.backup(copy)
         # One file, without others beside it; the service makes them again.
         copy.execute("PRAGMA journal_mode=DELETE")
-    with unfinished.open("rb") as written:
+    with target.open("rb") as written:
         os.fsync(written.fileno())
-    return unfinished.replace(target)

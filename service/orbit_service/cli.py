@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from orbit_rpc_schema.caller import CallFailed, call, call_http
+from orbit_rpc_schema.caller import CallFailed, call, call_http, is_sendable
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.wire import default_socket_path
 
@@ -69,8 +69,20 @@ socket_option = click.option(
 )
 
 
+def without_secret(
+    _context: click.Context, _option: click.Parameter, url: str | None
+) -> str | None:
+    """The URL, which is shown when something is wrong with it."""
+    if url is not None and "@" in url:
+        raise click.BadParameter(
+            "no user and password in it; the token is read from ORBIT_TOKEN or ORBIT_TOKEN_FILE"
+        )
+    return url
+
+
 url_option = click.option(
     "--url",
+    callback=without_secret,
     help="A service or hub over HTTP in place of the socket, such as http://127.0.0.1:8790; "
     "the token is read from ORBIT_TOKEN or ORBIT_TOKEN_FILE.",
 )
@@ -97,13 +109,28 @@ def ask(socket: Path, url: str | None, method: str, params: Any = ()) -> Any:
 
 
 def token() -> str | None:
-    path = os.environ.get("ORBIT_TOKEN_FILE")
-    if not path:
-        return os.environ.get("ORBIT_TOKEN")
+    """What this environment has for the service over HTTP, or the end of the command."""
     try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"ORBIT_TOKEN_FILE={path} cannot be read: {error}")
+        return read_token()
+    except ValueError as error:
+        fail(str(error))
+
+
+def read_token() -> str | None:
+    """The token of this environment. Raises ValueError, without what is in it."""
+    path = os.environ.get("ORBIT_TOKEN_FILE")
+    name, found = "ORBIT_TOKEN", os.environ.get("ORBIT_TOKEN")
+    if path:
+        name = f"ORBIT_TOKEN_FILE={path}"
+        try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise ValueError(f"{name} is no file")
+            found = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name} cannot be read: {error}") from None
+    if found is not None and not is_sendable(found):
+        raise ValueError(f"{name} has characters that no header can carry")
+    return found
 
 
 # ---------------------------------------------------------------- the service
@@ -239,7 +266,11 @@ def check_config() -> None:
 
 
 @cli.command()
-@click.option("--url", help="Over HTTP in place of the socket, for a hub: http://127.0.0.1:8790.")
+@click.option(
+    "--url",
+    callback=without_secret,
+    help="Over HTTP in place of the socket, for a hub: http://127.0.0.1:8790.",
+)
 def healthcheck(url: str | None) -> None:
     """Exit 0 when the service takes runs, or the hub answers; for a container's probe."""
     from orbit_service.healthcheck import healthcheck as probe
@@ -249,7 +280,11 @@ def healthcheck(url: str | None) -> None:
 
 @cli.command()
 @socket_option
-@click.option("--url", help="Only this way over HTTP, such as http://metrics.example:8790.")
+@click.option(
+    "--url",
+    callback=without_secret,
+    help="Only this way over HTTP, such as http://metrics.example:8790.",
+)
 @click.option("--origin", help="Of a web page that is to ask, such as https://dash.example.")
 def doctor(socket: Path, url: str | None, origin: str | None) -> None:
     """Find what is between a client and the service.
@@ -264,7 +299,12 @@ def doctor(socket: Path, url: str | None, origin: str | None) -> None:
         findings = [Finding(True, f"settings: {said}") for said in warnings(read_settings())]
     except BadSettings as bad:
         findings = [Finding(False, f"settings: {line.strip()}") for line in bad.lines]
-    findings += examine(socket, url, origin, token())
+    found = None
+    try:
+        found = read_token()
+    except ValueError as error:
+        findings.append(Finding(False, f"settings: {error}"))
+    findings += examine(socket, url, origin, found)
     for finding in findings:
         click.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.text}")
     sys.exit(0 if all(finding.good for finding in findings) else 1)

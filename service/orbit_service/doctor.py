@@ -12,6 +12,8 @@ from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from importlib.metadata import version
 from pathlib import Path
+from socket import SHUT_RDWR
+from threading import Timer
 from urllib.parse import urlsplit
 
 from orbit_rpc_schema.caller import CallFailed, call
@@ -28,6 +30,7 @@ ADVICE = {
     "http origin": "ORBIT_CORS_ORIGINS names pages that may ask",
     "http token": "somebody asked without the token of ORBIT_TOKEN, or with another",
     "http connections": "more than HTTP takes at once: is there a client that never closes?",
+    "http malformed": "something that is no HTTP came to the port of HTTP",
     "http time-out": "a request or the reading of its answer took longer than a minute",
 }
 
@@ -57,10 +60,15 @@ def examine(socket: Path, url: str | None, origin: str | None, token: str | None
 
 
 def _follow(looks: Iterator[Finding], findings: list[Finding]) -> None:
-    for finding in looks:
-        findings.append(finding)
-        if not finding.good:
-            break
+    try:
+        for finding in looks:
+            findings.append(finding)
+            if not finding.good:
+                break
+    except (HTTPException, OSError, ValueError) as error:
+        findings.append(Finding(False, f"no answer that can be read: {_plain(str(error))}"))
+    except (AttributeError, KeyError, TypeError):
+        findings.append(Finding(False, "what answers is another program, or another version"))
 
 
 def _worker_socket(socket: Path, told: Json) -> Iterator[Finding]:
@@ -120,16 +128,28 @@ def _http(url: str, origin: str | None, token: str | None, *, asked: bool) -> It
 
 
 def _get(url: str, path: str, **headers: str) -> tuple[int, str]:
-    """Status and first line. Raises OSError, ValueError, HTTPException."""
+    """Status and first line, within PROBE_SECONDS. Raises OSError, ValueError, HTTPException."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("it is no http:// or https:// URL")
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     with closing(kind(parts.hostname, parts.port, timeout=PROBE_SECONDS)) as connection:
-        connection.request("GET", f"{parts.path.rstrip('/')}{path}", headers=headers)
-        answer = connection.getresponse()
-        text = answer.read(1_000).decode(errors="replace").strip()
-        return answer.status, text.partition("\n")[0]
+        # For all of it: the time-out alone is that of a byte.
+        late = Timer(PROBE_SECONDS, lambda: connection.sock and connection.sock.shutdown(SHUT_RDWR))
+        late.daemon = True
+        late.start()
+        try:
+            connection.request("GET", f"{parts.path.rstrip('/')}{path}", headers=headers)
+            answer = connection.getresponse()
+            text = answer.read(1_000).decode(errors="replace").strip()
+        finally:
+            late.cancel()
+        return answer.status, _plain(text.partition("\n")[0])
+
+
+def _plain(text: str) -> str:
+    """For a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _local_url(address: str) -> str:

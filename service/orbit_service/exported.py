@@ -94,7 +94,7 @@ class Exported:
                 "series": any(kind.full for kind in places.values()),
                 **({"otlp": self._pusher.trouble is not None} if self._pusher else {}),
             },
-            faults={**self.faults, "scrapes": self.scraper.refused},
+            faults={"scrapes": 0, **self.faults},
             waiting=max(collector.ledger.waiting, 0),
             places={name: (len(kind), kind.limit) for name, kind in places.items()},
             sessions=len(collector.sessions),

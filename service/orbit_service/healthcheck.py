@@ -36,6 +36,9 @@ def _over_http(url: str) -> int:
     if not url.startswith(("http://", "https://")):
         print(f"{url} does not begin with http:// or https://", file=sys.stderr)
         return 1
+    if "@" in url:
+        print("no user and password in the URL: probes need none", file=sys.stderr)
+        return 1
     try:
         with urlopen(f"{url.rstrip('/')}/readyz", timeout=PROBE_SECONDS) as answer:  # checked
             print(f"{url}: {answer.read().decode().strip()}")

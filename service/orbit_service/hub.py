@@ -22,7 +22,7 @@ from orbit_service.core.outbox import Outbox
 from orbit_service.history.archive import Archive
 from orbit_service.history.late import LateHistory
 from orbit_service.history.watch import Watch
-from orbit_service.manager import Handed
+from orbit_service.manager import Handed, UnusableSocket
 from orbit_service.program import VERSION, Program, run
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import ON_HUB, Clock, make_hub_handlers
@@ -56,6 +56,8 @@ class Hub(Program):
     ) -> None:
         if settings.history_url is None:
             raise HubNeedsDatabase
+        if handed.workers is not None:
+            raise UnusableSocket(why="a hub has no workers")
         if settings.http is None and handed.http is None:
             raise HubNeedsHttp
         super().__init__(settings, handed)

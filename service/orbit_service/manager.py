@@ -42,6 +42,8 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
     told = {name: environ.pop(f"LISTEN_{name}", "") for name in ("PID", "FDS", "FDNAMES")}
     if told["PID"] != str(os.getpid()) or not told["FDS"].isdecimal():
         return Handed()
+    if len(told["FDS"]) > 3:
+        raise UnusableSocket(why="LISTEN_FDS is too large a number")
     found: dict[str, socket.socket] = {}
     for descriptor in range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(told["FDS"])):
         try:
@@ -52,6 +54,8 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
         use = "workers" if taken.family == socket.AF_UNIX else "http"
         if taken.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
             raise UnusableSocket(why=f"its family is {taken.family}")
+        if taken.type != socket.SOCK_STREAM:
+            raise UnusableSocket(why="it is no stream")
         if not taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise UnusableSocket(why="it does not listen; Accept= has to be no")
         if use in found:
@@ -60,14 +64,20 @@ def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
     return Handed(**found)
 
 
-def notify(*lines: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Tell the manager, if there is one, such as `notify("READY=1")`; it may not listen."""
+def notify(*lines: str, patience: float = 0.0, environ: Mapping[str, str] = os.environ) -> None:
+    """Tell the manager, if there is one, such as `notify("READY=1")`.
+
+    It may not listen, and then it is waited for so many seconds and no more.
+    """
     address = environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(patience)
         try:
-            channel.sendto("\n".join(lines).encode(), address.replace("@", "\0", 1))
+            channel.sendto("\n".join(lines).encode(), address)
         except OSError:
             pass  # it is its business whether it hears us
 

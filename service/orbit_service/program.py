@@ -115,7 +115,14 @@ class Program(ABC):
         from aiohttp import web
 
         from orbit_service.transport.access import Access
-        from orbit_service.transport.http import IDLE_SECONDS, HttpOptions, bounded, make_app
+        from orbit_service.transport.http import (
+            IDLE_SECONDS,
+            HttpOptions,
+            bounded,
+            make_app,
+            quiet_logger,
+        )
+        from orbit_service.transport.listen import bounds
 
         settings = self.settings
         access = Access(
@@ -131,12 +138,18 @@ class Program(ABC):
         )
         self.repeat(LOOK_SECONDS, live.look, stack)
         runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=STOP_SECONDS, keepalive_timeout=IDLE_SECONDS
+            app,
+            access_log=None,
+            shutdown_timeout=STOP_SECONDS,
+            keepalive_timeout=IDLE_SECONDS,
+            auto_decompress=False,  # a small body may be a large one, before it is refused too
+            logger=quiet_logger(self.fault),
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         assert runner.server is not None
-        accept = bounded(runner.server, self.fault)
+        _workers, limit = bounds()
+        accept = bounded(runner.server, limit, self.fault)
         loop = asyncio.get_running_loop()
         try:
             if listener is not None:
@@ -197,6 +210,7 @@ async def run(make: Callable[[Handed], Program]) -> None:
     _raise_descriptors()
     told, cut_short = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Troubles())
 
     def tell() -> None:
         if cut_short.is_set():
@@ -213,7 +227,7 @@ async def run(make: Callable[[Handed], Program]) -> None:
     for sentence in warnings(program.settings):
         logger.warning(sentence)
     program.announce()
-    notify("READY=1", "STATUS=takes runs")
+    notify("READY=1", "STATUS=takes runs", patience=1.0)
     loop.call_later(FREEZE_SECONDS, gc.freeze)
     async with AsyncExitStack() as watched:
         if (seconds := watchdog_seconds()) is not None:
@@ -224,6 +238,19 @@ async def run(make: Callable[[Handed], Program]) -> None:
         logger.info("stopping")
         await program.stop()
     logger.info("stopped")
+
+
+class _Troubles:
+    """Logs what the loop meets by itself: a line, and not the same again within a second."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message = context["message"]
+        if loop.time() - self._said.get(message, -1.0) >= 1.0:
+            self._said[message] = loop.time()
+            logger.opt(exception=context.get("exception")).error("{}", message)
 
 
 def _address_of(listener: socket.socket) -> Address:

@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orbit_rpc_schema.caller import is_sendable
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.wire import MAX_SOCKET_PATH, as_name, default_socket_path
 from orbit_service.core.rollup import LEVELS, BadRange, Level, levels, parse_duration
@@ -36,6 +37,7 @@ _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://({_HOST.pattern})(:[0-9]{{1,5}})?")
 _SERVICE_LINK = re.compile(
     r".*_(SERVICE_(HOST|PORT(_.*)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
+_USUAL_PORT = re.compile(r"^(https://.*):443$|^(http://.*):80$")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 # Read by the worker's client or the pipeline worker and of no meaning to the service.
@@ -273,7 +275,9 @@ class Settings(BaseSettings):
             origin for origin in origins if not (_ORIGIN.fullmatch(origin) or origin == ANY)
         ]:
             raise ValueError(f"{wrong[0]!r} is no origin, such as https://dash.example.com")
-        return _with_token(origins, others)
+        # A browser leaves out the port that the scheme means.
+        plain = frozenset(_USUAL_PORT.sub(r"\1\2", origin) for origin in origins)
+        return _with_token(plain, others)
 
     @field_validator("node")
     @classmethod
@@ -289,11 +293,22 @@ class Settings(BaseSettings):
             )
         return address
 
+    @field_validator("token")
+    @classmethod
+    def _sendable(cls, token: str | None) -> str | None:
+        if token is not None and not is_sendable(token):
+            raise ValueError("a token of printable ASCII characters")
+        return token
+
     @field_validator("token_file")
     @classmethod
     def _holds_a_token(cls, path: Path | None) -> Path | None:
-        if path is not None and len(_token_in(path)) < MIN_TOKEN:
-            raise ValueError(f"{path} holds a token of at least {MIN_TOKEN} characters")
+        if path is not None:
+            token = _token_in(path)
+            if len(token) < MIN_TOKEN or not is_sendable(token):
+                raise ValueError(
+                    f"{path} holds a token of at least {MIN_TOKEN} printable ASCII characters"
+                )
         return path
 
     @model_validator(mode="after")
@@ -374,6 +389,8 @@ def _with_token(allowed: frozenset[str], others: ValidationInfo) -> frozenset[st
 
 
 def _token_in(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
         return path.read_text().strip()
     except OSError as error:

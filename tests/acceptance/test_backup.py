@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from builders import command, until
 from processes import House
@@ -68,3 +72,66 @@ def test_what_cannot_be_copied_is_said(house, tmp_path):
     own = command(tmp_path, "backup", FOLDERS[0], **house.environment())
     assert "the copies would take its place" in own.stderr
     assert own.returncode == 1
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a%20b", "ä b"])
+def test_a_state_of_any_name_is_copied(tmp_path, name):
+    house = House(tmp_path, ORBIT_STATE=str(tmp_path / name / "state"))
+    house.serve()
+    done = command(tmp_path, "backup", "backup", **house.environment())
+    house.close()
+
+    assert done.returncode == 0, done.stderr
+    assert tables(tmp_path / "backup/state.sqlite") >= {"journal", "checkpoint"}
+
+
+def tables(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as copy:
+        return {name for (name,) in copy.execute("SELECT name FROM sqlite_schema")}
+
+
+@pytest.mark.parametrize("damage", ["empty", "no database", "locked"])
+def test_what_cannot_be_read_leaves_the_copy_of_before(house, tmp_path, damage):
+    service = house.serve()
+    assert copied(house, tmp_path).returncode == 0
+    before = (tmp_path / "backup/state.sqlite").read_bytes()
+    service.terminate()
+    service.wait(20)
+    state = tmp_path / FOLDERS[0] / "state.sqlite"
+    with closing(sqlite3.connect(state)) as other:
+        if damage == "locked":
+            other.execute("PRAGMA locking_mode=EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+        else:
+            other.close()
+            state.write_bytes(b"" if damage == "empty" else b"no database" * 1000)
+        failed = copied(house, tmp_path)
+
+    assert failed.returncode == 1
+    assert "cannot be copied" in failed.stderr
+    assert (tmp_path / "backup/state.sqlite").read_bytes() == before
+    assert not list((tmp_path / "backup").glob(".*"))  # nothing unfinished
+
+
+def test_a_history_that_cannot_be_copied_leaves_the_state_of_before_too(house, tmp_path):
+    service = house.serve()
+    until((tmp_path / FOLDERS[0] / "history.sqlite").exists)
+    assert copied(house, tmp_path).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "backup").iterdir()}
+    house.worker("record_run(1, True); flush(20)").leave()
+    service.terminate()
+    service.wait(20)
+    (tmp_path / FOLDERS[0] / "history.sqlite").write_bytes(b"")
+
+    assert "history.sqlite cannot be copied" in copied(house, tmp_path).stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "backup").iterdir()} == before
+
+
+def test_what_a_killed_backup_left_is_gone_after_the_next(house, tmp_path):
+    house.serve()
+    left = tmp_path / "backup" / ".unfinished"
+    left.mkdir(parents=True)
+    (left / "state.sqlite-journal").write_text("half")
+
+    assert copied(house, tmp_path).returncode == 0
+    assert not left.exists()

@@ -6,9 +6,13 @@ import json
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +228,53 @@ def test_doctor_tells_what_keeps_http_from_answering(tmp_path, guarded, argument
 
     assert outcome.returncode == (0 if bad is None else 1)
     assert [bad in line for line in found] == ([] if bad is None else [True])
+
+
+SECRET = "hunter2-is-a-secret"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [
+        (("doctor", "--url", f"http://user:{SECRET}@127.0.0.1:1"), {}),
+        (("metrics", "--url", f"http://user:{SECRET}@127.0.0.1:1"), {}),
+        (("healthcheck", "--url", f"http://user:{SECRET}@127.0.0.1:1"), {}),
+        (("doctor",), {"ORBIT_TOKEN": f"{SECRET}\nx"}),
+        (("metrics", "--url", "http://127.0.0.1:1"), {"ORBIT_TOKEN": f"{SECRET}\nx"}),
+        (("metrics", "--url", "http://127.0.0.1:1"), {"ORBIT_TOKEN": f"{SECRET}ж"}),
+        (("check-config",), {"ORBIT_TOKEN": f"{SECRET}ж"}),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_not_shown(tmp_path, arguments, environ):
+    outcome = command(tmp_path, *arguments, **environ)
+    assert outcome.returncode != 0
+    assert "Traceback" not in outcome.stderr
+    assert SECRET not in outcome.stdout + outcome.stderr
+
+
+@pytest.mark.parametrize("result", ["null", "[]", '"x"', "{}", "7"])
+def test_doctor_takes_another_program_for_what_it_is(tmp_path, result):
+    answer = f'{{"jsonrpc":"2.0","id":1,"result":{result}}}\n'.encode()
+    with answering(tmp_path / "worker.sock", answer):
+        outcome = command(tmp_path, "doctor")
+
+    assert (outcome.returncode, outcome.stderr) == (1, "")
+    assert outcome.stdout.splitlines()[-1].startswith("BAD ")
+
+
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[None]:
+    """A program that says the same to everybody."""
+
+    class Same(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with socketserver.ThreadingUnixStreamServer(str(path), Same) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
 
 
 def test_doctor_says_what_to_do_about_what_was_refused(tmp_path, guarded):

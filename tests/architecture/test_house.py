@@ -46,6 +46,16 @@ def test_the_readme_names_every_procedure_that_is_answered():
     assert [name for name in PROCEDURES if f"`{name}`" not in readme] == []
 
 
+def test_operations_say_what_each_metric_of_the_service_asks_of_one():
+    families = (ROOT / "service/orbit_service/exporters/families.py").read_text()
+    page = (ROOT / "docs/operations.md").read_text()
+    # What one judges oneself: of runs, steps and queues.
+    own = re.findall(r'"(orbit_(?!run|step|queue)[a-z_]+|process_resident[a-z_]+)"', families)
+
+    assert len(own) > 15
+    assert [name for name in own if name not in page] == []
+
+
 def test_the_client_imports_nothing_but_itself_and_the_standard_library():
     code = (
         "import sys; before = set(sys.modules); import orbit_worker; "

@@ -9,7 +9,7 @@ import pytest
 
 from builders import until
 from managers import Manager
-from orbit_service.manager import Handed, handed_over, notify, watchdog_seconds
+from orbit_service.manager import Handed, UnusableSocket, handed_over, notify, watchdog_seconds
 from processes import House
 
 
@@ -104,7 +104,8 @@ def test_a_socket_of_the_manager_that_all_can_reach_needs_a_token_too(manager):
     ("sockets", "why"),
     [
         ([(socket.AF_UNIX, socket.SOCK_STREAM)] * 2, "the second one for workers"),
-        ([(socket.AF_INET, socket.SOCK_DGRAM)], "it does not listen"),
+        ([(socket.AF_INET, socket.SOCK_DGRAM)], "it is no stream"),
+        ([(socket.AF_UNIX, socket.SOCK_SEQPACKET)], "it is no stream"),
     ],
 )
 def test_a_socket_that_cannot_be_used_is_named(manager, tmp_path, sockets, why):
@@ -118,6 +119,21 @@ def test_a_socket_that_cannot_be_used_is_named(manager, tmp_path, sockets, why):
 
     assert service.wait(20) == 1
     assert why in manager.said()
+
+
+def test_a_manager_that_does_not_listen_holds_up_nothing(manager, tmp_path):
+    service = manager.start(WATCHDOG_USEC="2000")  # its messages soon fill the queue
+    house = House(tmp_path)
+    until(lambda: house.ask("service.info"))
+    until(lambda: house.ask("service.info")["uptimeSeconds"] >= 2)
+    service.terminate()
+
+    assert service.wait(20) == 0
+
+
+def test_a_number_of_sockets_that_cannot_be_is_named():
+    with pytest.raises(UnusableSocket, match="too large"):
+        handed_over({"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "9" * 5_000})
 
 
 def test_what_was_told_to_another_process_is_not_for_this_one():

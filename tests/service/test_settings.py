@@ -306,7 +306,7 @@ def test_what_is_exported_can_be_turned_off(settings_of):
 def test_hosts_and_origins_are_lists_in_small_letters(settings_of):
     settings = settings_of(
         ORBIT_ALLOWED_HOSTS="Metrics.example, [fd00::1]",
-        ORBIT_CORS_ORIGINS="https://Dash.example,http://localhost:3000",
+        ORBIT_CORS_ORIGINS="https://Dash.example:443,http://localhost:3000",
     )
     assert settings.allowed_hosts == {"metrics.example", "[fd00::1]"}
     assert settings.cors_origins == {"https://dash.example", "http://localhost:3000"}

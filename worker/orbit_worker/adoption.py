@@ -334,6 +334,8 @@ class Adopter:
                 # An owner claims its file under both names: to close the unfinished one
                 # here would end the lock that the finished one goes on with.
                 owned = name.removesuffix(UNFINISHED)
+                if not self._is_ripe(name):
+                    continue
                 if claim(owned, self):
                     try:
                         self._open(self._directory / name)
@@ -357,6 +359,15 @@ class Adopter:
             and name.rpartition("-")[0] == prefix(self._worker)
         ]
 
+    def _is_ripe(self, name: str) -> bool:
+        """Not for an unfinished file of somebody who is about to lock it."""
+        if not name.endswith(UNFINISHED):
+            return True
+        try:
+            return time.time() - (self._directory / name).stat().st_mtime > ABANDONED_SECONDS
+        except OSError:
+            return False  # it has its name by now
+
     def _open(self, path: Path) -> None:
         try:
             self._file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -379,8 +390,7 @@ class Adopter:
         """Send it or drop it; the lock is held."""
         written_at = os.fstat(file).st_mtime
         if path.name.endswith(UNFINISHED):
-            if time.time() - written_at > ABANDONED_SECONDS:
-                path.unlink()  # its owner ended in the middle; what it was to replace is there
+            path.unlink()  # its owner ended in the middle; what it was to replace is there
             return
         contents = read_spool(file)
         header = contents.header

@@ -46,10 +46,9 @@ class Busy(Exception):
 
 
 class Scraper:
-    """Answers scrapes of one node; `refused` counts those that came on top of MAX_PAGES."""
+    """Answers scrapes of one node."""
 
     def __init__(self, reader: Reader) -> None:
-        self.refused = 0
         self._reader = reader
         self._pages = 0  # being written
 
@@ -57,7 +56,6 @@ class Scraper:
     def page(self) -> Iterator[None]:
         """Around the writing of one page. Raises Busy."""
         if self._pages >= MAX_PAGES:
-            self.refused += 1
             raise Busy
         self._pages += 1
         try:

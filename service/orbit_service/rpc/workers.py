@@ -82,6 +82,10 @@ class Workers:
         self._looked_at = monotonic()
         intake.on_durable = self._durable
 
+    def speaking(self) -> set[str]:
+        """Sessions that have a connection now."""
+        return set(self._speakers)
+
     def claim(self, peer: Peer, session: str) -> None:
         """Make `peer` the one that speaks for the session."""
         older = self._speakers.get(session)

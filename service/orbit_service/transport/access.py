@@ -45,7 +45,7 @@ class Access:
 
     def admits(self, origin: str, host: str) -> bool:
         """Whether a page of this origin may ask; our own always may."""
-        return origin.partition("://")[2] == host or self.shares_with(origin)
+        return origin.partition("://")[2].lower() == host.lower() or self.shares_with(origin)
 
     def shares_with(self, origin: str | None) -> bool:
         """Whether a page of another origin may read the answers."""
@@ -58,7 +58,7 @@ class Access:
         scheme, _space, given = authorization.partition(" ")
         # A header holds whatever bytes were sent; those that are no text come as surrogates.
         sent = given.encode(errors="surrogateescape")
-        return scheme == "Bearer" and hmac.compare_digest(sent, self.token.encode())
+        return scheme.lower() == "bearer" and hmac.compare_digest(sent, self.token.encode())
 
     def cors(self, origin: str | None) -> Mapping[str, str]:
         """The headers by which a browser lets that page read an answer (fetch.spec.whatwg.org)."""

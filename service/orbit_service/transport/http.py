@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from loguru import logger
 
 from orbit_rpc_schema.procedures import Health
@@ -26,9 +29,9 @@ PROBES = ("/livez", "/readyz", "/healthz")
 # From the head of a request to the last byte of its answer, whoever sends or reads slowly.
 # A question about the past may have to wait for a database.
 REQUEST_SECONDS = 60.0
+SCRAPE_SECONDS = 15.0
 IDLE_SECONDS = 75.0  # of a connection, before and between requests; proxies keep theirs for 60
-MAX_CONNECTIONS = 2_048
-MAX_REFUSALS_SAID = 100  # a line in the log for each, and then no more
+MAX_REFUSALS_SAID = 100  # lines in the log for each reason, and then no more
 # What needs no token. By what is found for a path and not by the path: there are many ways to
 # spell one.
 OPEN = web.AppKey("OPEN", frozenset[web.AbstractResource])
@@ -61,6 +64,8 @@ def make_app(
         if request.content_type != "application/json":
             # A form or plain text is what a web page elsewhere can send without asking.
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
+        if "Content-Encoding" in request.headers:
+            raise web.HTTPUnsupportedMediaType(text="send it without Content-Encoding\n")
         answer = await dispatcher.answer(await request.read())
         if answer is None:
             return web.Response(status=204)
@@ -91,6 +96,7 @@ def make_app(
             with scraper.page():
                 return await _write_page(request, scraper)
         except Busy:
+            options.fault("scrapes")
             text = "other scrapes are under way\n"
             raise web.HTTPServiceUnavailable(text=text, headers={"Retry-After": "1"}) from None
 
@@ -108,16 +114,34 @@ def make_app(
     return app
 
 
-def bounded(server: web.Server, fault: Callable[[str], None]) -> Callable[[], asyncio.BaseProtocol]:
-    """A protocol for each connection; over the bound, one that hangs up."""
+def bounded(
+    server: web.Server, limit: int, fault: Callable[[str], None]
+) -> Callable[[], asyncio.BaseProtocol]:
+    """A protocol for each connection; over the limit, one that hangs up."""
 
     def accept() -> asyncio.BaseProtocol:
-        if len(server.connections) < MAX_CONNECTIONS:
+        if len(server.connections) < limit:
             return server()
         fault("http connections")
         return _HangUp()
 
     return accept
+
+
+def quiet_logger(fault: Callable[[str], None]) -> logging.Logger:
+    """What aiohttp logs to: of what is not HTTP it would log the bytes, a token among them."""
+    log = logging.Logger("http")  # of this application alone
+
+    class Tell(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, HttpProcessingError):
+                fault("http malformed")
+            else:
+                logger.opt(exception=error).error("HTTP: {}", record.getMessage())
+
+    log.addHandler(Tell())
+    return log
 
 
 class _HangUp(asyncio.Protocol):
@@ -134,9 +158,12 @@ async def _write_page(request: web.Request, scraper: Scraper) -> web.StreamRespo
     if page.gzipped:
         headers["Content-Encoding"] = "gzip"
     response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
-    async for chunk in page.chunks:
-        await response.write(chunk)
+    # Its places are few, and Prometheus waits for ten seconds itself.
+    async with asyncio.timeout(SCRAPE_SECONDS):
+        await response.prepare(request)
+        async for chunk in page.chunks:
+            await response.write(chunk)
+        await response.write_eof()
     return response
 
 
@@ -157,7 +184,7 @@ def _hasten(options: HttpOptions) -> Any:
         except TimeoutError:
             options.fault("http time-out")
         except ConnectionResetError as gone:
-            logger.debug("{} of {} was cut short: {!r}", request.path, request.remote, gone)
+            logger.debug("{!r} of {} was cut short: {!r}", request.path, request.remote, gone)
         # Whoever asked has given up, or is too slow. Without its end nobody takes an
         # answer for whole.
         if request.transport is not None:
@@ -170,13 +197,13 @@ def _hasten(options: HttpOptions) -> Any:
 def _guard(options: HttpOptions) -> Any:
     """Turn away whoever lacks the token, and web pages that reach for a local service."""
     access = options.access
-    said: set[str] = set()
+    said: dict[str, set[str]] = defaultdict(set)
 
     def refused(request: web.Request, reason: str, sentence: str) -> str:
         options.fault(reason)
-        if sentence not in said and len(said) < MAX_REFUSALS_SAID:
-            said.add(sentence)
-            logger.warning("refused {} of {}: {}", request.path, request.remote, sentence)
+        if sentence not in said[reason] and len(said[reason]) < MAX_REFUSALS_SAID:
+            said[reason].add(sentence)
+            logger.warning("refused {!r} of {}: {}", request.path, request.remote, sentence)
         return f"{sentence}\n"
 
     @web.middleware

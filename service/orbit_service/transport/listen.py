@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from pathlib import Path
 from orbit_rpc_schema.errors import Explained
 
 BACKLOG = 1_024  # every worker of a host reconnects at once after a restart
+MAX_WORKERS = 4_096  # connections at the socket
+MAX_HTTP = 2_048
+SPARE = 128  # descriptors for files, databases, and whoever is turned away
 
 
 class SocketPathTaken(Explained):
@@ -35,6 +39,16 @@ class SocketUnusable(Explained):
     The socket {path} cannot be made: {why}.
     Make its directory writable for this user, or set ORBIT_SOCKET to another path.
     """
+
+
+def bounds() -> tuple[int, int]:
+    """How many connections there may be at the socket and over HTTP; they fit into the limit of
+    open files, because who is over it cannot even be told so.
+    """
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = MAX_WORKERS + MAX_HTTP if soft == resource.RLIM_INFINITY else max(soft - SPARE, 16)
+    http = min(MAX_HTTP, left // 3)
+    return min(MAX_WORKERS, left - http), http
 
 
 def bind(path: Path, mode: int) -> socket.socket:

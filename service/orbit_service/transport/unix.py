@@ -25,12 +25,12 @@ from orbit_rpc_schema.messages import WRITING
 from orbit_rpc_schema.wire import MAX_LINE, LineDecoder, LineTooLong, encode, notification
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.workers import SUSPECT_SECONDS, Peer, Workers
+from orbit_service.transport.listen import MAX_WORKERS
 from orbit_service.transport.peers import Admission, has_exited, open_pidfd, peer_of
 
 READ_BYTES = 262_144  # one turn of the loop; more would keep the neighbours waiting
 MAX_UNSENT = 1_048_576  # bytes of answers that a client does not read
 MAX_WAITING = 100  # calls of one connection that wait for their turn
-MAX_CONNECTIONS = 4_096
 # A connection that speaks for no worker and says nothing for so long is ended, twice the time
 # at most: what is forgotten somewhere must not use up the places of workers.
 IDLE_SECONDS = 300.0
@@ -57,7 +57,9 @@ class UnixServer:
         dispatcher: Dispatcher,
         workers: Workers,
         admission: Admission,
+        limit: int = MAX_WORKERS,
     ) -> None:
+        self.limit = limit
         self.connections: set[Connection] = set()
         self.dispatcher = dispatcher
         self.workers = workers
@@ -68,6 +70,13 @@ class UnixServer:
     def start(self) -> None:
         self._listener.setblocking(False)
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    def listen_on(self, listener: socket.socket) -> None:
+        """Another socket in place of the one that nobody can reach any more."""
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self.start()
 
     def close(self) -> None:
         """Stop listening, read what has arrived, and close every connection."""
@@ -93,9 +102,9 @@ class UnixServer:
         pid, uid = peer_of(accepted)
         if not self._admission.admits(uid):
             self._turn_away(accepted, uid)
-        elif len(self.connections) >= MAX_CONNECTIONS:
+        elif len(self.connections) >= self.limit:
             self.workers.collector.faults["connections"] += 1
-            _refuse(accepted, TooManyConnections(limit=MAX_CONNECTIONS))
+            _refuse(accepted, TooManyConnections(limit=self.limit))
         else:
             self.connections.add(Connection(self, accepted, pid))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 from aiohttp.test_utils import TestClient
+from loguru import logger
 
 from builders import T0
 from conftest import RunningService
@@ -27,6 +30,7 @@ from orbit_service.settings import Settings
 from orbit_service.state.intake import Intake
 from orbit_service.transport.access import Access
 from orbit_service.transport.http import PROBES, HttpOptions, make_app
+from orbit_service.transport.listen import bounds
 
 TOKEN = "correct-horse"
 VERSION = "1.2.3"
@@ -388,8 +392,8 @@ def faults(service: RunningService) -> dict[str, int]:
     return service.ask("service.info")["intake"]["faults"]
 
 
-def test_over_the_bound_a_connection_is_told_so_and_ended(service, monkeypatch):
-    monkeypatch.setattr("orbit_service.transport.http.MAX_CONNECTIONS", 1)
+def test_over_the_bound_a_connection_is_told_so_and_ended(bounded_to_one):
+    service = bounded_to_one
     with connect(service) as first:
         first.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert first.recv(15) == b"HTTP/1.1 200 OK"
@@ -397,6 +401,68 @@ def test_over_the_bound_a_connection_is_told_so_and_ended(service, monkeypatch):
             assert read_all(second).startswith(b"HTTP/1.1 503 ")
 
     assert faults(service)["http connections"] == 1
+
+
+@pytest.fixture
+def bounded_to_one(tmp_path, monkeypatch):
+    """A service that takes one connection over HTTP at a time."""
+    monkeypatch.setattr("orbit_service.transport.listen.MAX_HTTP", 1)
+    running = RunningService(tmp_path / "worker.sock")
+    running.start()
+    yield running
+    running.close()
+
+
+def test_bounds_fit_into_the_limit_of_open_files(monkeypatch):
+    for soft, at_most in ((256, 128), (1_024, 896), (65_536, 6_144)):
+        monkeypatch.setattr("resource.getrlimit", lambda _which, soft=soft: (soft, soft))
+        workers, http = bounds()
+        assert workers + http <= at_most
+        assert workers > http > 0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer correct-horse\x00\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nHost: y\r\nX: correct-horse\r\n\r\n",
+        b"correct-horse\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_counted_and_nothing_of_it_is_logged(service, said, caplog, head):
+    with connect(service) as wire:
+        wire.sendall(head)
+        assert wire.recv(12).endswith(b"400")
+
+    assert faults(service)["http malformed"] == 1
+    assert "correct-horse" not in "".join(said) + caplog.text
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the service logs."""
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="TRACE")
+    yield lines
+    logger.remove(sink)
+
+
+def test_a_compressed_body_is_refused_before_it_grows(service):
+    body = gzip.compress(b" " * 10_000_000)
+    head = b"POST /rpc HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connect(service) as wire:
+        wire.sendall(head + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body))
+        wire.sendall(body)
+        assert wire.recv(12) == b"HTTP/1.1 415"
+
+
+def test_a_path_makes_no_lines_in_the_log(service, said):
+    with connect(service) as wire:
+        wire.sendall(b"GET /x%0aforged%1b[31m HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        assert wire.recv(12) == b"HTTP/1.1 403"
+
+    [line] = [line for line in said if "forged" in line]
+    assert "\\nforged" in line
 
 
 def test_a_request_whose_body_does_not_come_ends(service, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from builders import until
 from conftest import RunningService
 from orbit_service.transport import listen
 from orbit_service.transport.listen import SocketInUse, SocketPathTaken, SocketUnusable, unlink
@@ -169,3 +170,24 @@ def test_socket_and_state_may_be_in_one_directory(tmp_path, bind):
     with pytest.raises(SocketInUse):
         bind(tmp_path / "worker.sock", 0o600)
     running.close()
+
+
+def test_a_socket_whose_file_is_deleted_is_made_anew(service, client):
+    client.record_run(1, True)
+    assert client.flush(5)
+    service.socket.unlink()
+
+    until(service.socket.exists)
+    assert service.ask("worker.metrics")["totalRuns"] == 1  # those who were there stay
+    assert service.service.ready
+
+
+def test_while_its_place_is_taken_it_is_not_ready(service):
+    service.socket.unlink()
+    service.socket.write_text("not a socket")
+    until(lambda: not service.service.ready)
+    assert service.socket.read_text() == "not a socket"
+
+    service.socket.unlink()
+    until(lambda: service.service.ready)
+    assert service.ask("worker.metrics")["totalRuns"] == 0

@@ -665,7 +665,7 @@ def test_a_client_that_leaves_without_reading_is_forgotten(service, wire):
 
 
 def test_connections_over_the_bound_are_told_so_and_counted(service, dial, monkeypatch):
-    monkeypatch.setattr(unix, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(service.service._unix, "limit", 2)
     dial().ask("service.info")
     one_too_many = dial()
     assert code_of(one_too_many.answer()) == -32024
