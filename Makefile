@@ -40,7 +40,7 @@ SEED ?=
 chaos: .venv/ready
 	$(BIN)/python tests/acceptance/chaos.py --kills $(N) $(if $(SEED),--seed $(SEED))
 
-check: .venv/ready $(FRAMEWORKS) .pm2/ready
+check: .venv/ready $(FRAMEWORKS) .pm2/ready .clients/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -66,7 +66,15 @@ format: .venv/ready
 
 # For its test alone. npm chooses what it depends on; that is not locked.
 .pm2/ready:
-	npm install --silent --no-audit --no-fund --no-save --no-package-lock --prefix .pm2 pm2@7.0.4
+	$(NPM) --prefix .pm2 pm2@7.0.4
+	touch $@
+
+# For tests/clients: two versions of tRPC, which share no folder; what they depend on is not locked.
+NPM := npm install --silent --no-audit --no-fund --no-save --no-package-lock
+.clients/ready:
+	$(NPM) --prefix .clients/10 @trpc/client@10.45.4 @trpc/server@10.45.4 superjson@2.2.6
+	$(NPM) --prefix .clients/11 @trpc/client@11.25.2 @trpc/server@11.25.2 superjson@2.2.6 \
+		typescript@5.9.3
 	touch $@
 
 # After a change of the dependencies in pyproject.toml or tests/frameworks; needs uv.
@@ -79,4 +87,4 @@ lock:
 	$(COMPILE) tests/frameworks/arq.in -o tests/frameworks/arq.lock
 
 clean:
-	rm -rf .venv .frameworks .pm2 .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .frameworks .pm2 .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -598,6 +598,7 @@ class Procedure:
     summary: str
     params: type[Model]
     result: Any
+    reads: bool = True  # false: it changes something
 
 
 PROCEDURES: dict[str, Procedure] = {
@@ -692,6 +693,7 @@ PROCEDURES: dict[str, Procedure] = {
             "Put in a pending run, where the service has the pipeline worker's database",
             RunsCreateParams,
             CreatedRun,
+            reads=False,
         ),
         Procedure("rpc.discover", "The OpenRPC document", NoParams, dict[str, Any]),
     )

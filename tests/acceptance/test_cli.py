@@ -37,6 +37,8 @@ COMMANDS = [
     "history",
     "migrate",
     "backup",
+    "typescript",
+    "top",
 ]
 
 

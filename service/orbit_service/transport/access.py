@@ -17,7 +17,7 @@ ANY = "*"
 # What a browser asks before it sends what a form could not; it need not ask again for 600 s.
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, trpc-accept, trpc-batch-mode",
     "Access-Control-Max-Age": "600",
 }
 

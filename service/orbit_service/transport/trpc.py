@@ -32,8 +32,8 @@ from orbit_rpc_schema.procedures import PROCEDURES, EpochMs, Model
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 
 PREFIXES = ("/trpc", "/api/trpc")
-MUTATIONS = frozenset({"runs.create"})
-QUERIES = PROCEDURES.keys() - MUTATIONS
+QUERIES = {name for name, procedure in PROCEDURES.items() if procedure.reads}
+MUTATIONS = PROCEDURES.keys() - QUERIES
 
 Json = dict[str, Any]
 Path = tuple[str, ...]

@@ -200,7 +200,7 @@ async def test_a_page_of_an_origin_that_is_named_may_ask_and_read(serve):
     answer = await http.post("/rpc", json=METRICS, headers=page)
 
     assert preflight.status == 204
-    assert preflight.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type"
+    assert "Authorization" in preflight.headers["Access-Control-Allow-Headers"]
     for response in (preflight, answer):
         assert response.headers["Access-Control-Allow-Origin"] == "https://dash.example"
         assert response.headers["Vary"] == "Origin"
