@@ -5,6 +5,8 @@
 //   pm2 logs
 //   pm2 restart all      # nothing is lost
 //   pm2 stop all         # the service ends last
+//   pm2 save && pm2 startup     # so that all of it comes back with the machine
+//   pm2 delete all && pm2 start ecosystem.config.cjs     # after a change of this file
 //
 // PM2 ends a process by SIGINT, which in Python is KeyboardInterrupt: a run that is under way
 // fails by it, unless your worker handles SIGINT and finishes the run.

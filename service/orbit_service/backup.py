@@ -35,7 +35,7 @@ def back_up(state: Path, target: Path) -> list[Path]:
     Older ones there are replaced when the new ones are whole. Raises CannotBackUp.
     """
     if not (state / store.FILE).is_file():
-        raise CannotBackUp(path=state, why="there is no state; is it that of ORBIT_STATE?")
+        raise CannotBackUp(path=state, why="there is no state in it; ORBIT_STATE names another")
     if target.exists() and target.samefile(state):
         raise CannotBackUp(path=state, why="the copies would take its place")
     source = state

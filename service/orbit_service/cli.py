@@ -220,7 +220,7 @@ def migrate(url: str | None) -> None:
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def backup(folder: Path) -> None:
-    """Copy the state and the history into FOLDER; the service may run.
+    """Copy the state and the history into FOLDER, in place of older copies; the service may run.
 
     Of the directory ORBIT_STATE, as the user of the service. To go on from the copies, put
     them in place of what is there while no service runs. A history in PostgreSQL is backed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import stat
@@ -84,7 +85,8 @@ def _worker_socket(socket: Path, told: Json) -> Iterator[Finding]:
         info = call(socket, "service.info", timeout=3.0)
         workers = call(socket, "worker.list", timeout=3.0)
     except CallFailed as error:
-        yield Finding(False, f"the service turns this client away: {error}")
+        advice = (error.data or {}).get("advice", "") if isinstance(error.data, dict) else ""
+        yield Finding(False, f"the service turns this client away: {error} {advice}".strip())
         return
     except ConnectionRefusedError:
         yield Finding(False, f"nobody listens on {socket}: the service is not running")
@@ -178,11 +180,10 @@ def _file(socket: Path) -> Finding:
         return Finding(False, f"socket: {socket} is not a socket; ORBIT_SOCKET names another path?")
     text = f"socket: mode {stat.S_IMODE(state.st_mode):04o}, {_owner(state)}"
     if not os.access(socket, os.W_OK):
-        return Finding(
-            False,
-            f"{text}: this user may not write; start the service "
-            f"with ORBIT_ALLOW_UIDS={os.geteuid()}",
-        )
+        cure = f"start the service with ORBIT_ALLOW_UIDS={os.geteuid()}"
+        if state.st_mode & stat.S_IWGRP:
+            cure = f"let this user join group {_group(state.st_gid)}"
+        return Finding(False, f"{text}: this user may not write; {cure}")
     return Finding(True, text)
 
 
@@ -217,6 +218,13 @@ def _service(info: Json, workers: list[Json]) -> Iterator[Finding]:
 
 def _owner(state: os.stat_result) -> str:
     return f"owner uid {state.st_uid} ({_user(state.st_uid)}), gid {state.st_gid}"
+
+
+def _group(gid: int) -> str:
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
 
 
 def _user(uid: int) -> str:

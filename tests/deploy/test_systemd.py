@@ -115,7 +115,7 @@ class Systemd(Manager):
             DYNAMIC,
             mounts={"/run/orbit-metrics": self.run, "/var/lib/orbit-metrics": self.state},
             environ={
-                **environ,
+                **{name: value.replace("%S", "/var/lib") for name, value in environ.items()},
                 "ORBIT_HTTP": "none",  # others may use the port of the unit
                 "NOTIFY_SOCKET": "/run/orbit-metrics/notify",
             },
@@ -162,6 +162,8 @@ def test_a_worker_wants_the_service_does_not_need_it_and_is_stopped_before_it():
 
     assert worker["Unit.Wants"] == worker["Unit.After"] == both
     assert "Unit.Requires" not in worker
+    # Told themselves, the children of a pool die in the middle of their tasks.
+    assert worker["Service.KillMode"] == ["mixed"]
     assert (
         worker["Service.SupplementaryGroups"] == unit("orbit-metrics.socket")["Socket.SocketGroup"]
     )

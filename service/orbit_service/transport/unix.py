@@ -96,7 +96,7 @@ class UnixServer:
             logger.error("cannot accept a worker's connection: {}", error)
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener)
-            loop.call_later(0.5, lambda: loop.add_reader(self._listener, self._accept))
+            loop.call_later(0.5, self._listen_again)
             return
         accepted.setblocking(False)
         pid, uid = peer_of(accepted)
@@ -107,6 +107,10 @@ class UnixServer:
             _refuse(accepted, TooManyConnections(limit=self.limit))
         else:
             self.connections.add(Connection(self, accepted, pid))
+
+    def _listen_again(self) -> None:
+        if self._listener.fileno() >= 0:  # else it was closed meanwhile
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _turn_away(self, accepted: socket.socket, uid: int | None) -> None:
         self.workers.collector.faults["uid"] += 1
