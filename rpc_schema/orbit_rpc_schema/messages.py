@@ -15,7 +15,14 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from orbit_rpc_schema.wire import MAX_DURATION_US, MAX_INT, MAX_NAME, MAX_RUNNING
+from orbit_rpc_schema.wire import (
+    MAX_DURATION_US,
+    MAX_INT,
+    MAX_NAME,
+    MAX_PROGRESS,
+    MAX_PROGRESS_STEPS,
+    MAX_RUNNING,
+)
 
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 SequenceNumber = Annotated[int, Meta(ge=1, le=MAX_INT)]
@@ -64,6 +71,15 @@ class Step(Message):
     duration_us: DurationUs
     failed: bool = False
     attempts: Attempt = 1
+
+
+class Progress(Message):
+    """How far a run in flight is: the steps that ended, and the names of those under way."""
+
+    id: str
+    pipeline: str
+    done: Annotated[list[Step], Meta(max_length=MAX_PROGRESS_STEPS)] = []
+    now: Annotated[list[Text], Meta(max_length=MAX_PROGRESS_STEPS)] = []
 
 
 class Detail(Message):
@@ -129,7 +145,8 @@ class Record(Message):
 class Heartbeat(Message):
     """worker.heartbeat: the session lives, every 10 s.
 
-    `queues` holds how much waits in each queue, `oldest` since when the first of it does.
+    `queues` holds how much waits in each queue, `oldest` since when the first of it does;
+    `progress` how far runs in flight are.
     """
 
     seq: SequenceNumber
@@ -141,6 +158,7 @@ class Heartbeat(Message):
     queues: Annotated[dict[Text, Count], Meta(max_length=1_000)] | None = None
     oldest: Annotated[dict[Text, EpochMs], Meta(max_length=1_000)] = {}
     last_report_at: EpochMs | None = None
+    progress: Annotated[list[Progress], Meta(max_length=MAX_PROGRESS)] = []
 
 
 class Reset(Message):

@@ -26,6 +26,8 @@ MAX_NAME = 200  # characters of a name (worker, pipeline, queue, step) or of a r
 MAX_MESSAGE = 1_000  # characters of an error message
 MAX_TRACEBACK = 8_000  # characters; the innermost frames are last, so the end is kept
 MAX_STEPS = 100  # steps of one run
+MAX_PROGRESS = 20  # runs in flight whose steps a heartbeat tells
+MAX_PROGRESS_STEPS = 50  # of each
 MAX_RUNNING = 10_000  # runs of one session that have begun and not ended
 MAX_DURATION_US = 315_576_000_000_000  # ten years; whatever is longer is a broken clock
 MAX_INT = 2**63 - 1  # what SQLite and PostgreSQL can store
@@ -154,6 +156,7 @@ def heartbeat_line(
     queues: Mapping[str, int] | None = None,
     oldest: Mapping[str, int] | None = None,
     last_report_at_ms: int | None = None,
+    progress: Sequence[Json] = (),
 ) -> bytes:
     """One worker.heartbeat line."""
     params: Json = {
@@ -170,6 +173,8 @@ def heartbeat_line(
         params["oldest"] = dict(oldest)
     if last_report_at_ms is not None:
         params["lastReportAt"] = last_report_at_ms
+    if progress:
+        params["progress"] = list(progress)
     return encode(notification("worker.heartbeat", params))
 
 

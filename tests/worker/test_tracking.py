@@ -315,3 +315,19 @@ def test_a_broken_clock_in_a_detail_refuses_no_run(client, service, clock):
     client.flush()
 
     assert service.ask("worker.metrics")["totalRuns"] == 2
+
+
+# ---------------------------------------------------------------- how far a run is
+
+
+def test_a_heartbeat_tells_which_steps_ended_and_which_are_under_way(captured):
+    with track("import", id="r1") as run:
+        with run.step("download"):
+            pass
+        with run.step("parse"):
+            [tell] = captured._buffer.progress.values()
+            told = tell()
+
+    assert (told["id"], told["pipeline"], told["now"]) == ("r1", "import", ["parse"])
+    assert [step["name"] for step in told["done"]] == ["download"]
+    assert not captured._buffer.progress  # it has ended

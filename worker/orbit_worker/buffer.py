@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-from orbit_rpc_schema.wire import MAX_LINE, Json, heartbeat_line, record_line
+from orbit_rpc_schema.wire import MAX_LINE, MAX_PROGRESS, Json, heartbeat_line, record_line
 
 MAX_RUNS = 1_000_000  # some 10 MB of plain runs; at 100 a second almost three hours of absence
 MAX_BYTES = 32 * 1_048_576
@@ -95,6 +95,8 @@ class Buffer:
         self.seq = 0
         self.recorded = 0
         self.running: dict[tuple[str, str], Started] = {}
+        # How far those are that have steps, as a heartbeat tells it.
+        self.progress: dict[tuple[str, str], Callable[[], Json]] = {}
         self._max_runs = max_runs
         self._max_bytes = max_bytes
         self._formed: dict[int, Message] = {}
@@ -149,6 +151,7 @@ class Buffer:
             in_flight=len(self.running),
             cpu_seconds=cpu_seconds,
             rss_bytes=rss_bytes,
+            progress=[tell() for tell in list(self.progress.values())[-MAX_PROGRESS:]],
             **fields,
         )
         self._settle(

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from orbit_rpc_schema.caller import CallFailed, call
@@ -384,12 +384,18 @@ class MetricsClient:
             self._put(started)
         return id, now
 
+    def _follow_run(self, pipeline: str, id: str, progress: Callable[[], Json]) -> None:
+        """Tell with each heartbeat how far this run is, until it ends."""
+        if self.enabled:
+            self._buffer.progress[pipeline, id] = progress
+
     def _end_run(
         self, pipeline: str, duration_ms: float, success: bool, *, queue: str | None, detail: Json
     ) -> None:
         if not self.enabled:
             return
         self._buffer.running.pop((pipeline, detail["id"]), None)
+        self._buffer.progress.pop((pipeline, detail["id"]), None)
         self._put(Result(pipeline, duration_ms, success, queue, detail))
 
     def _record_detailed(

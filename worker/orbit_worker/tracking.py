@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from orbit_rpc_schema.wire import MAX_STEPS, Json, as_name
+from orbit_rpc_schema.wire import MAX_PROGRESS_STEPS, MAX_STEPS, Json, as_name
 from orbit_worker.details import make_detail
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,6 +30,9 @@ class Recorder(Protocol):
 
     def _begin_run(self, pipeline: str, id: str | None) -> tuple[str, int]:
         """Announce a run; its id and its start in epoch milliseconds."""
+
+    def _follow_run(self, pipeline: str, id: str, progress: Callable[[], Json]) -> None:
+        """Ask now and then how far it is."""
 
     def _end_run(
         self, pipeline: str, duration_ms: float, success: bool, *, queue: str | None, detail: Json
@@ -49,10 +52,23 @@ class Run:
         self._started_at_ms = started_at_ms
         self._started = time.perf_counter()
         self._steps: list[Json] = []
+        self._followed = False
+        self._under_way: list[str] = []  # names of steps that have begun, and not ended
 
     def step(self, name: str) -> Step:
         """`with run.step("parse"):` measures a named part of the run."""
-        return Step(self._steps, as_name(name))
+        if not self._followed:
+            self._followed = True
+            self._client._follow_run(self._tracker.pipeline, self.id, self._progress)
+        return Step(self._steps, self._under_way, as_name(name))
+
+    def _progress(self) -> Json:
+        return {
+            "id": self.id,
+            "pipeline": self._tracker.pipeline,
+            "done": self._steps[-MAX_PROGRESS_STEPS:],
+            "now": self._under_way[-MAX_PROGRESS_STEPS:],
+        }
 
     def _end(self, error: BaseException | None) -> None:
         duration_ms = (time.perf_counter() - self._started) * 1000
@@ -77,12 +93,14 @@ class Run:
 class Step(AbstractContextManager["Step"]):
     """A named part of a run."""
 
-    def __init__(self, steps: list[Json], name: str) -> None:
+    def __init__(self, steps: list[Json], under_way: list[str], name: str) -> None:
         self._steps = steps
+        self._under_way = under_way
         self._name = name
         self._started = 0.0
 
     def __enter__(self) -> Step:
+        self._under_way.append(self._name)
         self._started = time.perf_counter()
         return self
 
@@ -92,6 +110,8 @@ class Step(AbstractContextManager["Step"]):
         if error is not None:
             step["failed"] = True
         self._steps.append(step)
+        if self._name in self._under_way:
+            self._under_way.remove(self._name)
 
 
 class Tracker:

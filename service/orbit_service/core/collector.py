@@ -130,6 +130,11 @@ class Collector:
         self._take(session, beat.seq, beat.recorded, beat.dropped, 0, now_ms)
         session.queues = beat.queues and {as_name(q): n for q, n in beat.queues.items()}
         session.oldest = {as_name(q): at for q, at in beat.oldest.items()}
+        for told in beat.progress:
+            run = session.running.get((told.pipeline, told.id))
+            if run is not None:
+                run.done = [replace(step, name=as_name(step.name)) for step in told.done]
+                run.now = [as_name(name) for name in told.now]
         if beat.last_report_at is not None:
             session.last_report_ms = min(beat.last_report_at, now_ms)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from orbit_rpc_schema.messages import Connect
+from orbit_rpc_schema.messages import Connect, Step
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.recent import RecentRuns
@@ -20,7 +20,7 @@ from orbit_service.core.stats import Stats, merged
 MAX_RUNS_A_LINE = MAX_LINE // 2  # a digit and a comma each; whoever claims more is mistaken
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InFlight:
     """A run that has begun and not ended."""
 
@@ -28,6 +28,8 @@ class InFlight:
     pipeline: str
     started_ms: int
     attempt: int | None = None
+    done: list[Step] = field(default_factory=list)  # steps, as the last heartbeat told
+    now: list[str] = field(default_factory=list)  # names of those under way then
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from heapq import merge, nlargest
 from itertools import chain, islice
 from typing import Any, Protocol
 
+from orbit_rpc_schema.messages import Step
 from orbit_rpc_schema.procedures import (
     DerivedMetrics,
     ErrorView,
@@ -294,20 +295,22 @@ def ended_view(worker: Worker, run: Run) -> RunView:
         attempt=run.detail.attempt,
         worker=worker.name,
         pipeline=PipelineRef(id=run.pipeline, name=run.pipeline),
-        steps=[
-            StepView(
-                id=f"{run.id}/{number}",
-                name=step.name,
-                status="failed" if step.failed else "success",
-                attempt_count=step.attempts,
-                duration_ms=rounded(step.duration_us, 1000),
-            )
-            for number, step in enumerate(run.detail.steps)
-        ],
+        steps=list(_step_views(run.id, run.detail.steps)),
         error=None
         if error is None
         else ErrorView(type=error.type, message=error.message, traceback=error.traceback),
     )
+
+
+def _step_views(run: str, steps: Iterable[Step]) -> Iterator[StepView]:
+    for number, step in enumerate(steps):
+        yield StepView(
+            id=f"{run}/{number}",
+            name=step.name,
+            status="failed" if step.failed else "success",
+            attempt_count=step.attempts,
+            duration_ms=rounded(step.duration_us, 1000),
+        )
 
 
 def _running_view(session: Session, run: InFlight) -> RunView:
@@ -320,7 +323,19 @@ def _running_view(session: Session, run: InFlight) -> RunView:
         attempt=run.attempt or 1,
         worker=session.worker,
         pipeline=PipelineRef(id=run.pipeline, name=run.pipeline),
-        steps=[],
+        steps=[
+            *_step_views(run.id, run.done),
+            *(
+                StepView(
+                    id=f"{run.id}/{number}",
+                    name=name,
+                    status="running",
+                    attempt_count=1,
+                    duration_ms=0,
+                )
+                for number, name in enumerate(run.now, len(run.done))
+            ),
+        ],
     )
 
 

@@ -20,7 +20,7 @@ from builders import (
     a_start,
     an_error,
 )
-from orbit_rpc_schema.messages import Step
+from orbit_rpc_schema.messages import Progress, Step
 from orbit_rpc_schema.procedures import (
     LedgerParams,
     Metrics,
@@ -581,3 +581,18 @@ def test_the_ledger_is_of_the_sessions_that_are_asked_for(collector: Collector) 
 
     answer = snapshot.ledger(collector, LedgerParams(worker="w0", limit=2))
     assert [session.session for session in answer.sessions] == ["s4", "s2"]
+
+
+def test_a_run_in_flight_tells_how_far_it_is():
+    collector = Collector("box")
+    session = a_session(collector)
+    collector.record(session, a_record(1, started=[a_start("r1")]), T0)
+    told = Progress(id="r1", pipeline="send", done=[Step("download", 2 * MS)], now=["parse"])
+    lost = Progress(id="r9", pipeline="send", now=["of a run that nobody knows"])
+    collector.heartbeat(session, a_heartbeat(2, progress=[told, lost]), T0)
+
+    [run] = snapshot.recent_runs(collector, RecentRunsParams(status="running"), T0)
+    assert [(s.name, s.status, s.duration_ms) for s in run.steps] == [
+        ("download", "success", 2),
+        ("parse", "running", 0),
+    ]
