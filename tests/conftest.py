@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from databases import Postgres
 from orbit_rpc_schema.caller import call
@@ -21,7 +21,9 @@ from orbit_service.settings import Settings
 from orbit_worker.client import MetricsClient
 
 # The machine may do much else; what is asserted is never a time.
-settings.register_profile("any machine", deadline=None)
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any machine")
 
 

@@ -364,7 +364,7 @@ def test_a_signal_ends_the_service_cleanly(tmp_path, number):
         until(lambda: b"workers at" in log.read_bytes())
         assert call(path, "service.info")["pid"] == process.pid
         process.send_signal(number)
-        assert process.wait(10) == 0
+        assert process.wait(40) == 0
 
     assert not path.exists()
     assert "Traceback" not in log.read_text()
