@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from orbit_service.history import late
 from orbit_service.state import store
 
 UNFINISHED = ".unfinished"
+BEGIN_SECONDS = 3.0  # for a service that starts to make its tables
 
 
 class CannotBackUp(Explained):
@@ -85,9 +87,11 @@ def _copy(source: Path, target: Path) -> None:
         closing(sqlite3.connect(target)) as copy,
     ):
         # Asked first, because a copy of what is locked would be tried for ever.
-        [(tables,)] = taken.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        if not tables:
-            raise sqlite3.DatabaseError("there is nothing in it")
+        patience = time.monotonic() + BEGIN_SECONDS
+        while taken.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
+            if time.monotonic() > patience:
+                raise sqlite3.DatabaseError("there is nothing in it")
+            time.sleep(0.05)
         taken.backup(copy)
         # One file, without others beside it; the service makes them again.
         copy.execute("PRAGMA journal_mode=DELETE")
