@@ -3,8 +3,11 @@ ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
-# Where packages come from a mirror: --build-arg PIP_INDEX_URL=...
+# Where packages come from a mirror: --build-arg PIP_INDEX_URL=... and NPM_CONFIG_REGISTRY=...
 ARG PIP_INDEX_URL
+ARG NPM_CONFIG_REGISTRY
+# Node brings authorities of its own, and would not know one that the base was given.
+ENV NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt
 
 # Everything that requirements.lock names, checked by hash, becomes the only index of what
 # follows. It is more than the service needs; what it needs is chosen from it below.
@@ -15,7 +18,9 @@ RUN python -m pip wheel --quiet --no-deps --require-hashes \
 # The extra's own dependencies, and hatchling to build with, come from those wheels or not at
 # all: a lock that lags behind pyproject.toml ends the build here. Bytecode is made now, because
 # nobody can write it later, and is taken unseen: times of files change when images are copied.
-COPY pyproject.toml README.md /src/
+# The web page is built on the way (hatch_build.py), by a Node of those wheels, from what npm has
+# for the hashes in package-lock.json.
+COPY pyproject.toml README.md hatch_build.py /src/
 COPY rpc_schema /src/rpc_schema
 COPY worker /src/worker
 COPY service /src/service

@@ -5,13 +5,20 @@ BIN := .venv/bin
 # Environments of the frameworks that we integrate with, which need not share one.
 FRAMEWORKS := .frameworks/shared/ready .frameworks/arq/ready
 
-.PHONY: demo demo-once dashboard test test-frameworks test-image chaos check format lock clean
+.PHONY: demo demo-once page dashboard test test-frameworks test-image chaos check format lock clean
 
-demo: .venv/ready
+demo: .venv/ready page
 	$(BIN)/orbit-metrics demo
 
-demo-once: .venv/ready
+demo-once: .venv/ready page
 	$(BIN)/orbit-metrics demo --once
+
+# The web page, by a Node of requirements.lock.
+PAGE := service/orbit_service/dashboard
+page: $(PAGE)/dist/index.html
+$(PAGE)/dist/index.html: hatch_build.py $(PAGE)/index.html $(PAGE)/package-lock.json \
+		$(PAGE)/vite.config.ts $(shell find $(PAGE)/src -type f) | .venv/ready
+	$(BIN)/python hatch_build.py
 
 # To be imported into Grafana.
 dashboard: .venv/ready
@@ -20,7 +27,7 @@ dashboard: .venv/ready
 	@echo build/orbit-dashboard.json
 
 # Most tests wait for processes and sockets: more of them at once than there are cores.
-test: .venv/ready
+test: .venv/ready page
 	$(BIN)/pytest -n 4 --dist worksteal
 
 # Real workers of Celery, RQ, Dramatiq, Huey, Taskiq, arq and APScheduler.
@@ -40,10 +47,11 @@ SEED ?=
 chaos: .venv/ready
 	$(BIN)/python tests/acceptance/chaos.py --kills $(N) $(if $(SEED),--seed $(SEED))
 
-check: .venv/ready $(FRAMEWORKS) .pm2/ready .clients/ready
+check: .venv/ready page $(FRAMEWORKS) .pm2/ready .clients/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python hatch_build.py check
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 4 --dist worksteal
 
@@ -56,7 +64,8 @@ format: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say which with PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	HATCH_BUILD_NO_HOOKS=true $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--no-deps --no-build-isolation --editable .
 	touch $@
 
 .frameworks/%/ready: tests/frameworks/%.lock
@@ -87,4 +96,5 @@ lock:
 	$(COMPILE) tests/frameworks/arq.in -o tests/frameworks/arq.lock
 
 clean:
-	rm -rf .venv .frameworks .pm2 .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .frameworks .pm2 .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
+		$(PAGE)/dist $(PAGE)/node_modules

