@@ -32,6 +32,7 @@ ADVICE = {
     "http token": "somebody asked without the token of ORBIT_TOKEN, or with another",
     "http connections": "more than HTTP takes at once: is there a client that never closes?",
     "http malformed": "something that is no HTTP came to the port of HTTP",
+    "live connections": "more WebSockets than are taken at once",
     "http time-out": "a request or the reading of its answer took longer than a minute",
 }
 
