@@ -90,8 +90,10 @@ class Demo:
 
     def _explain(self, socket: Path, info: Json) -> None:
         say(
-            f"the service stays up until Ctrl-C. In another shell, try:\n"
+            f"the service stays up until Ctrl-C.\n"
+            f"Look at http://{info.get('http')}/ in a browser. In another shell, try:\n"
             f"  export ORBIT_SOCKET={socket}\n"
+            f"  {COMMAND} top\n"
             f"  {COMMAND} metrics\n"
             f"  {COMMAND} history --last 10m\n"
             f"  {COMMAND} history --last 10m --group-by pipeline\n"
@@ -114,6 +116,7 @@ class Demo:
             "ORBIT_WORKER_NAME": "demo",
             "POLL_INTERVAL": "1000",
             "CENSUS_STORE": str(folder / "census.db"),
+            "ORBIT_PIPELINES_DATABASE": str(folder / "pipelines.db"),
         }
         command = [sys.executable, "-c", "from orbit_service.entry import main; main()", *arguments]
         with log.open("wb") as output:
