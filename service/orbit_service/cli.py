@@ -413,6 +413,46 @@ def call_command(socket: Path, url: str | None, method: str, params: str) -> Non
 
 
 @cli.command()
+@socket_option
+@url_option
+@click.option("--worker", help="This worker's alone.")
+@click.option("--pipeline", help="This pipeline's alone.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.2, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks; what costs the service more is asked less often.",
+)
+@click.option("--once", is_flag=True, help="Print one frame with every row, and end.")
+def top(
+    socket: Path, url: str | None, interval: float, once: bool, **selection: str | None
+) -> None:
+    """Totals, pipelines, workers and last failures, live.
+
+    The key ? tells what the keys do, and q ends it. Without a terminal on both sides, such
+    as in a pipe, it behaves as with --once. It has no colours where NO_COLOR is set.
+    """
+    from orbit_service.top import screen
+    from orbit_service.top.answers import PATIENCE, Questions
+
+    bearer = None if url is None else token()
+
+    def asked(method: str, params: Any) -> Any:
+        if url is None:
+            return call(socket, method, params, timeout=PATIENCE)
+        return call_http(url, method, params, token=bearer, timeout=PATIENCE)
+
+    ask(socket, url, "worker.metrics", _given(selection))  # fails as other commands do
+    questions = Questions(asked, **selection)
+    first = questions.ask()
+    if once or not screen.is_terminal():
+        screen.once(first)
+    else:
+        screen.show(questions, first, interval)
+
+
+@cli.command()
 def openrpc() -> None:
     """Print the OpenRPC document.
 

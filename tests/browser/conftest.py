@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from busy import RUNS, do_a_bit_of_everything
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from visitor import FLAGS, Visitor
 
 from builders import until
+from busy import RUNS, do_a_bit_of_everything
 from conftest import RunningService
 from orbit_service.transport.pages import FOLDER
+from visitor import FLAGS, Visitor
 
 AXE = FOLDER.parent / "node_modules" / "axe-core" / "axe.min.js"
 SHOTS = Path(__file__).parent / "shots"

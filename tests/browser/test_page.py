@@ -6,8 +6,9 @@ import re
 from urllib.parse import quote
 
 import pytest
-from busy import HOSTILE, HOSTILE_RUN
 from playwright.sync_api import Page, expect
+
+from busy import HOSTILE, HOSTILE_RUN
 from visitor import Visitor
 
 # A link, and what is seen of the view that it leads to.
