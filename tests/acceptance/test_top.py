@@ -176,7 +176,7 @@ def test_paused_it_stays_as_it_is(terminal, runs, client):
 
 
 def test_it_follows_the_size_of_its_terminal(terminal, runs):
-    top = terminal(size=(160, 40))
+    top = terminal(size=(160, 40), COLUMNS="80", LINES="24")  # as some shells export them
     assert top.shows("runs/h")
 
     for width, height in ((40, 12), (10, 3), (80, 24)):

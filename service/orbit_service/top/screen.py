@@ -22,7 +22,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 
 from orbit_rpc_schema.caller import CallFailed
@@ -113,7 +113,9 @@ class _Screen:
         if not self._state.paused:
             self._answers = self._asker.newest
         silent = None if self._answers.trouble is None else monotonic() - self._answers.at
-        width, height = self._console.size
+        width, height = _size()
+        # Of its own accord it heeds COLUMNS and LINES, which do not follow a resize.
+        self._console.size = ConsoleDimensions(width, height)
         drawn = frame(self._answers, self._state, width, height, silent)
         live.update(Group(*drawn.lines), refresh=True)
         return drawn
@@ -135,6 +137,12 @@ class _Screen:
         os.kill(os.getpid(), signal.SIGSTOP)
         termios.tcsetattr(KEYS, termios.TCSADRAIN, ours)
         live.start(refresh=True)
+
+
+def _size() -> tuple[int, int]:
+    """Width and height now; a terminal that does not know them is taken for a usual one."""
+    width, height = os.get_terminal_size(sys.stdout.fileno())
+    return width or 80, height or 24
 
 
 @contextmanager

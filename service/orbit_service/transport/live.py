@@ -39,7 +39,10 @@ def add_live(
         socket = web.WebSocketResponse(
             protocols=(PROTOCOL,), heartbeat=PING_SECONDS, max_msg_size=MAX_LINE, compress=False
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionResetError:
+            return socket  # a page that was loaded again meanwhile
         open_.add(socket)
         listener = Listener(live)
         news = asyncio.create_task(listener.send_all(socket.send_str))

@@ -253,7 +253,8 @@ export function sparkline(points: Point[]): SVGElement {
   const each = width / Math.max(points.length, 1);
   const bar = (n: number, i: number): string => {
     const tall = n ? Math.max((n / most) * height, 1.5) : 0;
-    return `M${(i * each).toFixed(1)} ${height}v${(-tall).toFixed(1)}h${Math.max(each - 0.4, 0.6).toFixed(1)}V${height}z`;
+    const wide = Math.max(each - 0.4, 0.6).toFixed(1);
+    return `M${(i * each).toFixed(1)} ${height}v${(-tall).toFixed(1)}h${wide}V${height}z`;
   };
   const path = (of: (point: Point) => number): string =>
     points.flatMap((point, i) => (of(point) ? [bar(of(point), i)] : [])).join("");

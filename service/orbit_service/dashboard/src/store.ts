@@ -14,7 +14,7 @@ function tell(metrics: Metrics): void {
   for (const listener of listeners) listener(metrics);
 }
 
-/** Hear of the totals, now and whenever they come, until the function that is returned is called. */
+/** Hear of the totals, now and whenever they come, until what is returned is called. */
 export function onMetrics(listener: Listener): () => void {
   listeners.push(listener);
   if (newest) listener(newest);

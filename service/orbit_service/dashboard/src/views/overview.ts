@@ -346,7 +346,7 @@ function nowOf(
 const oldestOf = (running: RunView[]): RunView[] =>
   running.toSorted((a, b) => (a.startedAt ?? 0) - (b.startedAt ?? 0)).slice(0, 6);
 
-/** A run with its age; progress by its steps where they are told, else by how long it usually takes. */
+/** A run with its age; how far it is by its steps where they are told, else by its usual time. */
 function inFlight(run: RunView, stuck: boolean, usual: Usual | undefined): HTMLElement {
   const { steps, startedAt, pipeline, worker } = run;
   const current = steps.filter((step) => step.status === "running");
