@@ -69,6 +69,8 @@ class Asker(Thread):
             except (OSError, ValueError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 self.newest = replace(self.newest, trouble=why)
+            except (LookupError, TypeError):
+                self.newest = replace(self.newest, trouble="the service is of another version")
             if not self._over.is_set():
                 _write(self._wake)
 
