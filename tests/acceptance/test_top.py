@@ -13,7 +13,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from select import select
+from select import POLLIN, poll
 from typing import Any
 
 import pytest
@@ -36,6 +36,8 @@ class Terminal:
 
     def __init__(self, folder: Path, *arguments: str, size: tuple[int, int], **env: str) -> None:
         self._ours, self._theirs = pty.openpty()
+        self._readable = poll()  # and not select, which takes descriptors below 1,024 alone
+        self._readable.register(self._ours, POLLIN)
         self.resize(*size)
         self.before = termios.tcgetattr(self._theirs)
         self.output = ""
@@ -57,7 +59,7 @@ class Terminal:
 
     def written(self) -> str:
         """All that came until now."""
-        while select([self._ours], [], [], 0)[0]:
+        while self._readable.poll(0):
             self.output += os.read(self._ours, 65536).decode(errors="replace")
         return self.output
 

@@ -46,6 +46,7 @@ class Workers(RuleBasedStateMachine):
         self.recorded = dict.fromkeys(WORKER_OF, 0)
         self.acked = dict.fromkeys(WORKER_OF, 0)
         self.running: dict[str, set[str]] = {}  # of the open sessions
+        self.were_lost: set[str] = set()
         self.lives: dict[str, list[tuple[int | None, bool]]] = {}
         self.retries: dict[str, int] = {}
         self.past: dict[str, list[tuple[int | None, bool]]] = {}
@@ -82,7 +83,9 @@ class Workers(RuleBasedStateMachine):
         session = data.draw(st.sampled_from(sorted(self.running)))
         self._send(session, starts=[id])
         self.running[session].add(id)
-        if self.runs.get(id, Run()).ended:
+        run = self.runs.get(id, Run())
+        # Told by a session that was given up, it may be of before that: not begun again.
+        if run.ended and not (session in self.were_lost and run.lost_attempt):
             del self.runs[id]
             self.retries[WORKER_OF[session]] += 1
 
@@ -156,8 +159,11 @@ class Workers(RuleBasedStateMachine):
             self.collector.disconnect(self.collector.sessions[session], "done", T0)
         else:
             self.collector.lose(self.collector.sessions[session], T0)
+            self.were_lost.add(session)
         for id in self.running.pop(session):
             run = self.runs.setdefault(id, Run())
+            if any(run.results.values()):
+                continue  # another process told its end
             run.lost_attempt = max(run.results, default=0) + 1
             self._run(session, None, True)
         worker = WORKER_OF[session]
