@@ -33,7 +33,7 @@ class PageHook(BuildHookInterface[Any]):
     def dependencies(self) -> list[str]:
         return [] if _npm() else [NODE]
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  # hatchling's signature
         try:
             build()
         except (OSError, subprocess.CalledProcessError) as trouble:

@@ -57,7 +57,7 @@ def service(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path, str]]
             with contextlib.suppress(OSError, CallFailed):
                 yield process, path, f"http://{call(path, 'service.info')['http']}/ws"
                 return
-            time.sleep(0.05)
+            time.sleep(0.05)  # until the service answers
     finally:
         process.kill()
         process.wait()
@@ -82,7 +82,7 @@ def acknowledged(path: Path, seconds: float) -> list[float]:
         while json.loads(reader.readline()).get("params", {}).get("seq", 0) < seq:
             pass
         took.append((time.perf_counter() - started) * 1000)
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)  # the load that the head of this file names
     wire.close()
     return took
 
@@ -138,7 +138,7 @@ async def _stuck(url: str, ready: Connection) -> None:
             await each.send_json({"jsonrpc": "2.0", "id": 1, "method": "worker.subscribe"})
             await each.send_json({"jsonrpc": "2.0", "id": 2, "method": "runs.subscribe"})
         ready.send(None)
-        time.sleep(3600)
+        time.sleep(3600)  # with the loop stopped: nothing is read, until the parent ends it
 
 
 def resident_mib(pid: int) -> float:

@@ -19,7 +19,7 @@ from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
 from orbit_service.exported import Exported
-from orbit_service.manager import Handed
+from orbit_service.manager import NOTHING_HANDED, Handed
 from orbit_service.past import Archived
 from orbit_service.program import VERSION, Program, run
 from orbit_service.report import Reporter
@@ -47,7 +47,7 @@ class Service(Program):
         self,
         settings: Settings,
         clock: Clock = wall_clock,
-        handed: Handed = Handed(),  # noqa: B008  # frozen
+        handed: Handed = NOTHING_HANDED,
         create: Create | None = None,
     ) -> None:
         super().__init__(settings, handed)

@@ -91,7 +91,7 @@ def _copy(source: Path, target: Path) -> None:
         while taken.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
             if time.monotonic() > patience:
                 raise sqlite3.DatabaseError("there is nothing in it")
-            time.sleep(0.05)
+            time.sleep(0.05)  # another process makes them, and tells nobody
         taken.backup(copy)
         # One file, without others beside it; the service makes them again.
         copy.execute("PRAGMA journal_mode=DELETE")

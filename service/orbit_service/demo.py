@@ -181,7 +181,7 @@ def until(condition: Callable[[], Any], child: subprocess.Popen[bytes], seconds:
     while not condition():
         if child.poll() is not None or time.monotonic() > deadline:
             raise ChildEnded
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two looks at another process
 
 
 def ask(socket: Path, method: str) -> Json | None:

@@ -158,7 +158,8 @@ def _plain(text: str) -> str:
 def _local_url(address: str) -> str:
     """How this machine reaches what listens on all addresses."""
     host, _, port = address.rpartition(":")
-    return f"http://{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"  # noqa: S104
+    loopback = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # asked, not listened on
+    return f"http://{loopback.get(host, host)}:{port}"
 
 
 def _directory(directory: Path) -> Finding:

@@ -22,7 +22,7 @@ from orbit_service.core.outbox import Outbox
 from orbit_service.history.archive import Archive
 from orbit_service.history.late import LateHistory
 from orbit_service.history.watch import Watch
-from orbit_service.manager import Handed, UnusableSocket
+from orbit_service.manager import NOTHING_HANDED, Handed, UnusableSocket
 from orbit_service.program import VERSION, Program, run
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import ON_HUB, Clock, make_hub_handlers
@@ -51,7 +51,7 @@ class Hub(Program):
     def __init__(
         self,
         settings: Settings,
-        handed: Handed = Handed(),  # noqa: B008  # frozen
+        handed: Handed = NOTHING_HANDED,
         clock: Clock = wall_clock,
     ) -> None:
         if settings.history_url is None:

@@ -34,6 +34,9 @@ class Handed:
     http: socket.socket | None = None
 
 
+NOTHING_HANDED = Handed()
+
+
 def handed_over(environ: MutableMapping[str, str] = os.environ) -> Handed:
     """Take over what LISTEN_FDS tells of; once, because it is taken out of the environment.
 

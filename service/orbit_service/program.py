@@ -20,7 +20,7 @@ from loguru import logger
 from orbit_rpc_schema.errors import Explained
 from orbit_rpc_schema.procedures import Health
 from orbit_service.exporters.scrape import Scraper
-from orbit_service.manager import Handed, handed_over, notify, watchdog_seconds
+from orbit_service.manager import NOTHING_HANDED, Handed, handed_over, notify, watchdog_seconds
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.incidents import incident
 from orbit_service.rpc.live import LOOK_SECONDS, Live
@@ -59,7 +59,7 @@ class Program(ABC):
     `handed` are sockets that it need not bind itself.
     """
 
-    def __init__(self, settings: Settings, handed: Handed = Handed()) -> None:  # noqa: B008  # frozen
+    def __init__(self, settings: Settings, handed: Handed = NOTHING_HANDED) -> None:
         self.settings = settings
         self.handed = handed
         self.http_address: Address | None = None

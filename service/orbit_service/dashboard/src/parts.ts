@@ -35,6 +35,24 @@ const RANGES: Record<string, Range> = {
   "30d": { name: "30 days", long: "30 days", ms: 2_592_000_000, step: "6h" },
 };
 
+/** A field to search a table by; the address keeps what is in it. */
+export function search(what: string, text: string, changed: (text: string) => void): HTMLInputElement {
+  const field = h("input", {
+    type: "search",
+    class: "search",
+    placeholder: `Search ${what} ( / )`,
+    "aria-label": `Search ${what}`,
+    value: text,
+    on: {
+      input: () => {
+        remember({ q: field.value });
+        changed(field.value);
+      },
+    },
+  });
+  return field;
+}
+
 export class RangeChoice {
   private chosen: string;
 

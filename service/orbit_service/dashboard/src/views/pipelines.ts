@@ -5,7 +5,6 @@ import { sparkline } from "../charts";
 import { fill, h } from "../dom";
 import { ago, count, duration, percent, perHour, plural } from "../format";
 import * as parts from "../parts";
-import { remember } from "../router";
 import { attempt, RpcError } from "../rpc";
 import { serviceInfo } from "../store";
 import { type Column, Sorting, table } from "../table";
@@ -25,19 +24,9 @@ export function pipelines(query: URLSearchParams): parts.View {
     void view.refresh();
   });
   const sorting = new Sorting(query, "-failed", () => show());
-  const search = h("input", {
-    type: "search",
-    class: "search",
-    placeholder: "Search pipelines ( / )",
-    "aria-label": "Search pipelines",
-    value: wanted,
-    on: {
-      input: () => {
-        wanted = search.value;
-        remember({ q: wanted });
-        show();
-      },
-    },
+  const search = parts.search("pipelines", wanted, (text) => {
+    wanted = text;
+    show();
   });
 
   const choose = (): void => fill(tools, range.buttons());

@@ -12,7 +12,6 @@ import type {
 import { type Child, fill, h } from "../dom";
 import { ago, count, duration, percent, plural, since } from "../format";
 import * as parts from "../parts";
-import { remember } from "../router";
 import { attempt, RpcError } from "../rpc";
 import { serviceInfo } from "../store";
 import { type Column, Sorting, table } from "../table";
@@ -35,19 +34,9 @@ export function workers(query: URLSearchParams): parts.View {
     void view.refresh();
   });
   const sorting = new Sorting(query, "state", () => show());
-  const search = h("input", {
-    type: "search",
-    class: "search",
-    placeholder: "Search workers ( / )",
-    "aria-label": "Search workers",
-    value: wanted,
-    on: {
-      input: () => {
-        wanted = search.value;
-        remember({ q: wanted });
-        show();
-      },
-    },
+  const search = parts.search("workers", wanted, (text) => {
+    wanted = text;
+    show();
   });
   const choose = (): void => fill(tools, range.buttons());
 
