@@ -13,6 +13,7 @@ import asyncio
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -61,6 +62,8 @@ class UnixServer:
     ) -> None:
         self.limit = limit
         self.connections: set[Connection] = set()
+        # What ends the looking out for processes whose connection has ended.
+        self.watching: set[Callable[[], None]] = set()
         self.dispatcher = dispatcher
         self.workers = workers
         self._listener = listener
@@ -84,6 +87,8 @@ class UnixServer:
         self._listener.close()
         for connection in list(self.connections):
             connection.shut()
+        for stop in list(self.watching):
+            stop()
 
     def _accept(self) -> None:
         try:
@@ -342,16 +347,20 @@ class Connection:
     def _watch_for_exit(self, pidfd: int) -> None:
         """Look out for the end of the process while its session is suspect."""
 
+        watching = self._server.watching
+
         def gone() -> None:
             stop()
             self._peer.process_gone()
 
         def stop() -> None:
+            watching.discard(stop)
             self._loop.remove_reader(pidfd)
             os.close(pidfd)
             timer.cancel()
 
         timer = self._loop.call_later(SUSPECT_SECONDS, stop)
+        watching.add(stop)
         self._loop.add_reader(pidfd, gone)
 
     def shut(self) -> None:
