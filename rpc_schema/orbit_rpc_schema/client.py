@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from orbit_rpc_schema.caller import CallFailed, call, call_http
+from orbit_rpc_schema.model import Status
 from orbit_rpc_schema.procedures import (
     PROCEDURES,
     CreatedRun,
@@ -42,7 +43,6 @@ from orbit_rpc_schema.procedures import (
     ServiceLedger,
     Snapshot,
     Stats,
-    Status,
     WorkerView,
 )
 from orbit_rpc_schema.wire import default_socket_path

@@ -5,6 +5,8 @@ The error tree with its JSON-RPC codes.
     ├── NotSerialisable                -32004
     ├── HistoryUnavailable             -32005
     ├── RunNotCreated                  -32006
+    ├── NotSent                        -32007
+    ├── AlertsUnavailable              -32008
     ├── InternalError                  -32603
     └── CallerError
         ├── ParseError                 -32700   JSON-RPC 2.0, section 5.1
@@ -83,6 +85,23 @@ class RunNotCreated(OrbitError):
     """
 
     code = -32006
+
+
+class NotSent(OrbitError):
+    """
+    The channel {channel} did not take the message: {why}.
+    """
+
+    code = -32007
+
+
+class AlertsUnavailable(OrbitError):
+    """
+    The alerts cannot be changed or read now: {why}.
+    What fires is still evaluated, as far as it can be.
+    """
+
+    code = -32008
 
 
 class CallerError(OrbitError):
@@ -179,6 +198,58 @@ class CreatesNoRuns(CallerError):
     """
 
     code = -32030
+
+
+class NoRules(CallerError):
+    """
+    No rules are set here.
+    Start the service with ORBIT_ALERTS, the path of a file of rules.
+    """
+
+    code = -32031
+
+
+class BadRules(CallerError):
+    """
+    The file of rules is not taken; those in force stay so.
+    {problems}
+    """
+
+    code = -32032
+
+
+class NoSuchAlert(CallerError):
+    """
+    There is no alert {alert!r} that is pending or fires.
+    alerts.list tells their ids.
+    """
+
+    code = -32033
+
+
+class NoSuchSilence(CallerError):
+    """
+    There is no silence {id!r} in force.
+    """
+
+    code = -32034
+
+
+class NoSuchChannel(CallerError):
+    """
+    There is no channel {channel!r} in the file of rules; there are: {known}.
+    """
+
+    code = -32035
+
+
+class TooManySilences(CallerError):
+    """
+    {limit} silences are in force already.
+    End one, or use a pattern that covers several.
+    """
+
+    code = -32036
 
 
 class NotOnHub(CallerError):

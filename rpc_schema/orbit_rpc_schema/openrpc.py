@@ -17,7 +17,8 @@ from pydantic.json_schema import JsonSchemaMode
 
 from orbit_rpc_schema.errors import OrbitError, all_errors
 from orbit_rpc_schema.messages import WRITING, WritingMethod, json_schemas
-from orbit_rpc_schema.procedures import LIVE, NOTIFICATIONS, PROCEDURES, NoParams, Procedure
+from orbit_rpc_schema.model import NoParams
+from orbit_rpc_schema.procedures import LIVE, NOTIFICATIONS, PROCEDURES, Procedure
 
 Document = dict[str, Any]
 

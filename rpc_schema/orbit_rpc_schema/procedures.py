@@ -10,31 +10,43 @@ description says otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
-from orbit_rpc_schema.wire import MAX_NAME
-
-Milliseconds = Annotated[int, Field(ge=0, description="whole milliseconds")]
-EpochMs = Annotated[int, Field(description="epoch milliseconds, UTC")]
-Percent = Annotated[float, Field(ge=0, le=100, description="0 to 100")]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
-Status = Literal["pending", "running", "success", "failed"]
-
-
-class Model(BaseModel):
-    """camelCase in JSON, by either name in Python, nothing unknown."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
-
+from orbit_rpc_schema.alerts import (
+    Acknowledged,
+    AcknowledgeParams,
+    AlertList,
+    AlertsChanged,
+    AlertsHistoryParams,
+    AlertsListParams,
+    AlertsSubscribeParams,
+    AuditLog,
+    Backtest,
+    BacktestParams,
+    Reloaded,
+    RuleList,
+    SendTestParams,
+    SilenceParams,
+    SilenceView,
+    TestSent,
+    Unsilenced,
+    UnsilenceParams,
+)
+from orbit_rpc_schema.model import (
+    Duration,
+    EpochMs,
+    Milliseconds,
+    Model,
+    Moment,
+    Name,
+    NoParams,
+    Percent,
+    Status,
+)
 
 # ---------------------------------------------------------------- params
-
-
-class NoParams(Model):
-    pass
 
 
 class Selection(Model):
@@ -42,15 +54,6 @@ class Selection(Model):
 
     worker: Name | None = Field(None, description="a worker's name; left out: all workers")
     pipeline: Name | None = Field(None, description="a pipeline's name; left out: all pipelines")
-
-
-Moment = Annotated[
-    int | str,
-    Field(description='epoch ms, a time ago ("-1h"), "now", or ISO 8601 with an offset'),
-]
-Duration = Annotated[
-    int | str, Field(description='milliseconds, or "30s", "5m", "24h", "7d", "2w"')
-]
 
 
 class MetricsParams(Selection):
@@ -695,6 +698,65 @@ PROCEDURES: dict[str, Procedure] = {
             CreatedRun,
             reads=False,
         ),
+        Procedure(
+            "alerts.list",
+            "What fires now or is about to, the worst first, and the silences in force",
+            AlertsListParams,
+            AlertList,
+        ),
+        Procedure(
+            "alerts.rules",
+            "The rules and channels that are in force, and what is wrong with their file",
+            NoParams,
+            RuleList,
+        ),
+        Procedure(
+            "alerts.history",
+            "The audit: what fired, was resolved, silenced, sent, tried, newest first",
+            AlertsHistoryParams,
+            AuditLog,
+        ),
+        Procedure(
+            "alerts.silence",
+            "Neither send nor act for what matches, until it ends",
+            SilenceParams,
+            SilenceView,
+            reads=False,
+        ),
+        Procedure(
+            "alerts.unsilence",
+            "End a silence before its time",
+            UnsilenceParams,
+            Unsilenced,
+            reads=False,
+        ),
+        Procedure(
+            "alerts.acknowledge",
+            "Somebody is at it: an alert is not repeated until it is resolved",
+            AcknowledgeParams,
+            Acknowledged,
+            reads=False,
+        ),
+        Procedure(
+            "alerts.backtest",
+            "When each rule would have fired on the recorded history",
+            BacktestParams,
+            Backtest,
+        ),
+        Procedure(
+            "alerts.reload",
+            "Read the file of rules again; a bad one leaves those in force",
+            NoParams,
+            Reloaded,
+            reads=False,
+        ),
+        Procedure(
+            "alerts.sendTest",
+            "Send a message that says it is a test through one channel, now",
+            SendTestParams,
+            TestSent,
+            reads=False,
+        ),
         Procedure("rpc.discover", "The OpenRPC document", NoParams, dict[str, Any]),
     )
 }
@@ -715,7 +777,17 @@ LIVE: dict[str, Procedure] = {
             RunsSubscribeParams,
             Subscription,
         ),
+        Procedure(
+            "alerts.subscribe",
+            "Hear of alerts as they change: alerts.changed",
+            AlertsSubscribeParams,
+            Subscription,
+        ),
         Procedure("unsubscribe", "Hear no more of it", UnsubscribeParams, Unsubscribed),
     )
 }
-NOTIFICATIONS: dict[str, type[Model]] = {"worker.update": WorkerUpdate, "runs.ended": RunsEnded}
+NOTIFICATIONS: dict[str, type[Model]] = {
+    "worker.update": WorkerUpdate,
+    "runs.ended": RunsEnded,
+    "alerts.changed": AlertsChanged,
+}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from orbit_rpc_schema.errors import CreatesNoRuns, NotOnHub, RunNotCreated
+from orbit_rpc_schema.model import Model
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import (
     PROCEDURES,
@@ -15,7 +16,6 @@ from orbit_rpc_schema.procedures import (
     Health,
     Metrics,
     MetricsParams,
-    Model,
     RunsCreateParams,
     ServiceInfo,
 )

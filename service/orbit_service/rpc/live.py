@@ -23,10 +23,10 @@ from orbit_rpc_schema.errors import (
     OrbitError,
     TooManySubscriptions,
 )
+from orbit_rpc_schema.model import Model
 from orbit_rpc_schema.procedures import (
     Metrics,
     MetricsParams,
-    Model,
     Point,
     RunsEnded,
     RunsSubscribeParams,

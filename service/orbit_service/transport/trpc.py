@@ -28,7 +28,8 @@ from orbit_rpc_schema.errors import (
     NotOnHub,
     ParseError,
 )
-from orbit_rpc_schema.procedures import PROCEDURES, EpochMs, Model
+from orbit_rpc_schema.model import EpochMs, Model
+from orbit_rpc_schema.procedures import PROCEDURES
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 
 PREFIXES = ("/trpc", "/api/trpc")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from loguru import logger
 from pydantic import create_model
 
-from orbit_rpc_schema.procedures import Model, NoParams, Procedure
+from orbit_rpc_schema.model import Model, NoParams
+from orbit_rpc_schema.procedures import Procedure
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 
 SECTION_7 = json.loads(Path(__file__).with_name("jsonrpc_section7.json").read_text())
