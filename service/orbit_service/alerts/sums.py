@@ -1,0 +1,272 @@
+"""
+Sums over the last minutes, by what rules tell apart, kept while windows close.
+
+Rules that look at the same runs over the same time share a signal. A signal adds what
+closes and takes away what has become too old: counts and histograms are whole numbers,
+so that both are exact.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from orbit_service.alerts.fold import Match
+from orbit_service.alerts.rules import Rule, is_pattern, matcher
+from orbit_service.core.histogram import LANE, Histogram
+from orbit_service.core.outbox import Key, Window
+from orbit_service.core.rollup import DAY_MS, HOUR_MS, MINUTE_MS
+from orbit_service.core.stats import Stats
+from orbit_service.core.window import WINDOW_MS
+
+# A window is slid in at most so many parts, so that a day of it costs no more than ten minutes.
+PARTS = 60
+BUCKETS_MS = (WINDOW_MS, 30_000, MINUTE_MS, 5 * MINUTE_MS, 10 * MINUTE_MS, 30 * MINUTE_MS)
+KNOWN_MS = DAY_MS  # what has not run for longer has no number any more, and not zero
+MAX_MATCHES = 10_000  # of a signal
+MAX_ROUTES = 100_000  # keys of which it is known where they go
+
+
+class Signal(NamedTuple):
+    """Which runs, told apart by what, over how long."""
+
+    worker: str
+    pipeline: str
+    step: str | None
+    per: tuple[str, ...]
+    window_ms: int
+    versions: bool = False  # told apart by these too, as the last of a match
+
+
+def signal_of(rule: Rule) -> Signal:
+    return Signal(
+        rule.worker,
+        rule.pipeline,
+        rule.step,
+        rule.dimensions,
+        rule.window,
+        rule.compare == "version",
+    )
+
+
+class Sum:
+    """Runs that were added and can be taken away again."""
+
+    __slots__ = ("failed", "histogram", "last_ms", "retries", "runs", "timed", "total_us", "waits")
+
+    def __init__(self) -> None:
+        self.runs = self.failed = self.retries = self.timed = self.total_us = 0
+        self.histogram = Histogram()
+        self.waits = Histogram()
+        self.last_ms = 0  # start of the newest window that was added
+
+    def add(self, stats: Stats | Sum, start_ms: int) -> None:
+        self.runs += stats.runs
+        self.failed += stats.failed
+        self.retries += stats.retries
+        self.timed += stats.timed
+        self.total_us += stats.total_us
+        self.histogram.merge(stats.histogram)
+        if stats.waits is not None:
+            self.waits.merge(stats.waits)
+        self.last_ms = max(self.last_ms, start_ms)
+
+    def take_away(self, other: Sum) -> None:
+        self.runs -= other.runs
+        self.failed -= other.failed
+        self.retries -= other.retries
+        self.timed -= other.timed
+        self.total_us -= other.total_us
+        _take_away(self.histogram, other.histogram)
+        _take_away(self.waits, other.waits)
+
+
+def _take_away(total: Histogram, part: Histogram) -> None:
+    """What was merged, which lies within it."""
+    total.zeroes -= part.zeroes
+    if part.lanes:
+        total.lanes -= part.lanes << (part.first - total.first) * LANE
+
+
+class Routes:
+    """Which signals a row belongs to, and as which of their matches."""
+
+    def __init__(self, signals: Iterable[Signal]) -> None:
+        self._known: dict[Key, list[tuple[Signal, Match]]] = {}
+        self._by_pipeline: dict[str, list[_Pattern]] = {}
+        self._others: list[_Pattern] = []
+        for signal in signals:
+            pattern = _Pattern(signal)
+            if is_pattern(signal.pipeline):
+                self._others.append(pattern)
+            else:
+                self._by_pipeline.setdefault(signal.pipeline, []).append(pattern)
+
+    def of(self, key: Key) -> list[tuple[Signal, Match]]:
+        routes = self._known.get(key)
+        if routes is None:
+            candidates = [*self._by_pipeline.get(key.pipeline, ()), *self._others]
+            routes = [(p.signal, p.match(key)) for p in candidates if p.wants(key)]
+            if len(self._known) >= MAX_ROUTES:
+                self._known.clear()
+            self._known[key] = routes
+        return routes
+
+
+class _Pattern:
+    """A signal's patterns, compiled."""
+
+    def __init__(self, signal: Signal) -> None:
+        self.signal = signal
+        self._worker = matcher(signal.worker)
+        self._pipeline = matcher(signal.pipeline)
+        self._step: re.Pattern[str] | None = None if signal.step is None else matcher(signal.step)
+        self._names = (*signal.per, "version") if signal.versions else signal.per
+
+    def wants(self, key: Key) -> bool:
+        if key.error or not key.pipeline or bool(key.step) is (self._step is None):
+            return False
+        return (
+            self._pipeline.match(key.pipeline) is not None
+            and self._worker.match(key.worker) is not None
+            and (self._step is None or self._step.match(key.step) is not None)
+        )
+
+    def match(self, key: Key) -> Match:
+        return tuple(getattr(key, name) for name in self._names)
+
+
+class Slide:
+    """One signal's sums over its window."""
+
+    def __init__(self, window_ms: int) -> None:
+        self.window_ms = window_ms
+        self.bucket_ms = next(b for b in BUCKETS_MS if window_ms <= b * PARTS)
+        self.totals: dict[Match, Sum] = {}
+        self.left_out = 0  # matches for which there was no place
+        self._buckets: dict[int, dict[Match, Sum]] = {}
+        self._oldest_ms = 0
+
+    def add(self, start_ms: int, match: Match, stats: Stats) -> None:
+        if start_ms < self._oldest_ms:
+            return
+        total = self.totals.get(match)
+        if total is None:
+            if len(self.totals) >= MAX_MATCHES:
+                self.left_out += 1
+                return
+            total = self.totals[match] = Sum()
+        total.add(stats, start_ms)
+        bucket = self._buckets.setdefault(start_ms - start_ms % self.bucket_ms, {})
+        part = bucket.get(match)
+        if part is None:
+            part = bucket[match] = Sum()
+        part.add(stats, start_ms)
+
+    def advance(self, end_ms: int) -> None:
+        """Let go of what ended before the window that ends here."""
+        oldest_ms = end_ms - self.window_ms
+        self._oldest_ms = oldest_ms - oldest_ms % self.bucket_ms
+        for start_ms in [start for start in self._buckets if start < self._oldest_ms]:
+            for match, part in self._buckets.pop(start_ms).items():
+                total = self.totals[match]
+                total.take_away(part)
+                if not total.runs:
+                    # Nothing is left but what is needed to say zero of it.
+                    fresh = self.totals[match] = Sum()
+                    fresh.retries, fresh.last_ms = total.retries, total.last_ms
+        for match in [m for m, t in self.totals.items() if t.last_ms < end_ms - KNOWN_MS]:
+            if not self.totals[match].runs:
+                del self.totals[match]
+
+    def shift(self, by_ms: int) -> None:
+        """The clock was set: what lies some minutes back lies some minutes back."""
+        by_ms = round(by_ms / self.bucket_ms) * self.bucket_ms
+        self._buckets = {start + by_ms: bucket for start, bucket in self._buckets.items()}
+        self._oldest_ms += by_ms
+        for total in self.totals.values():
+            total.last_ms += by_ms
+
+
+class Sums:
+    """All signals of the rules. `end_ms` is where their windows end."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        signals = {signal_of(rule) for rule in rules if rule.about.source == "runs"}
+        self.slides = {signal: Slide(signal.window_ms) for signal in signals}
+        self.end_ms = 0
+        self._routes = Routes(signals)
+
+    @property
+    def longest_ms(self) -> int:
+        """From so long ago windows are needed, at the start."""
+        return max((s.window_ms + s.bucket_ms for s in self.slides.values()), default=0)
+
+    @property
+    def wants_steps(self) -> bool:
+        return any(signal.step is not None for signal in self.slides)
+
+    def add(self, start_ms: int, window: Window | Mapping[Key, Stats]) -> None:
+        for key, stats in window.items():
+            for signal, match in self._routes.of(key):
+                self.slides[signal].add(start_ms, match, stats)
+
+    def advance(self, end_ms: int) -> None:
+        self.end_ms = end_ms
+        for slide in self.slides.values():
+            slide.advance(end_ms)
+
+    def shift(self, by_ms: int) -> None:
+        for slide in self.slides.values():
+            slide.shift(by_ms)
+
+    def of(self, rule: Rule) -> dict[Match, Sum]:
+        return self.slides[signal_of(rule)].totals
+
+    def left_out(self, rule: Rule) -> int:
+        return self.slides[signal_of(rule)].left_out if rule.about.source == "runs" else 0
+
+
+def value_of(rule: Rule, total: Sum) -> float | None:
+    """A rule's number of some runs, in its unit; None where there are too few to say."""
+    match rule.metric:
+        case "failures":
+            return float(total.failed)
+        case "retries":
+            return float(total.retries)
+        case "runs_per_hour":
+            return total.runs * HOUR_MS / rule.window
+        case "error_rate":
+            return 100 * total.failed / total.runs if _enough(rule, total.runs) else None
+        case "avg":
+            return total.total_us / total.timed / 1000 if _enough(rule, total.timed) else None
+        case "wait_p95":
+            return _quantile(rule, total.waits, 0.95, total.waits.count)
+    q = {"p50": 0.50, "p95": 0.95, "p99": 0.99}[rule.metric]
+    return _quantile(rule, total.histogram, q, total.timed)
+
+
+def _quantile(rule: Rule, histogram: Histogram, q: float, count: int) -> float | None:
+    if not _enough(rule, count):
+        return None
+    [value] = histogram.quantiles((q,), 0, 1 << 62)
+    return value / 1000
+
+
+def _enough(rule: Rule, count: int) -> bool:
+    return count >= max(rule.least_runs, 1)
+
+
+def change_of(rule: Rule, now: Sum, before: Sum) -> float | None:
+    """By how much a number has changed: points of an error rate, percent of a duration."""
+    value, earlier = value_of(rule, now), value_of(rule, before)
+    if value is None or earlier is None:
+        return None
+    if rule.metric == "error_rate":
+        return value - earlier
+    return 100 * (value - earlier) / earlier if earlier else None
+
+
+def ordered(parts: Iterable[tuple[int, Key, Stats]]) -> Iterator[tuple[int, Key, Stats]]:
+    return iter(sorted(parts, key=lambda part: part[0]))
