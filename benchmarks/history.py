@@ -78,7 +78,7 @@ def some_runs(middle_us: float, seed: int, scale: int = 1) -> Stats:
     stats = Stats()
     durations = [max(1, int(random.lognormvariate(log(middle_us), SIGMA))) for _ in range(RUNS)]
     stats.add_runs(durations, 3, 0)
-    stats.add_wait(int(middle_us))
+    stats.add_waits([int(middle_us)])
     for _ in range(2):
         stats.add_unfinished_attempt()
     stats.histogram.lanes *= scale

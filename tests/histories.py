@@ -51,11 +51,18 @@ class Place:
         self.history = SqlHistory(self._connect(), clock=self.clock)
 
     def add(
-        self, start_ms: int, *durations_us: int, key: Key = SEND, node: str = "n", failed: int = 0
+        self,
+        start_ms: int,
+        *durations_us: int,
+        key: Key = SEND,
+        node: str = "n",
+        failed: int = 0,
+        waits: Sequence[int] = (),
     ) -> None:
         """Publish runs of one window."""
         self.number += 1
-        publication = a_publication(self.number, {start_ms: {key: runs(*durations_us)}})
+        window = {key: runs(*durations_us, waits=waits)}
+        publication = a_publication(self.number, {start_ms: window})
         publication.windows[start_ms][key].failed = failed
         self.history.apply(node, f"instance of {node}", [publication], ANY)
 
@@ -83,9 +90,10 @@ class Place:
         return merged(self.read(level, **wanted).values())
 
 
-def runs(*durations_us: int) -> Stats:
+def runs(*durations_us: int, waits: Sequence[int] = ()) -> Stats:
     stats = Stats()
     stats.add_runs(durations_us, 0, T0)
+    stats.add_waits(waits)
     return stats
 
 

@@ -15,7 +15,9 @@ import pytest
 
 from builders import command, until
 from databases import Postgres
+from orbit_service.history import engines
 from processes import House, Worker
+from prometheus import scrape
 
 ROOT = Path(__file__).parents[2]
 PREVIOUS = "bd80917b3d8d"  # 0.1.0
@@ -23,7 +25,7 @@ PACKAGES = ("rpc_schema", "worker", "service")
 
 A_BIT_OF_ALL = """
 for n in range(50):
-    record_run(10 + n, n % 5 != 0, pipeline="import", id=f"r{n}")
+    record_run(10 + n, n % 5 != 0, pipeline="import", id=f"r{n}", wait_ms=n)
 with track("export") as run:
     with run.step("download"):
         pass
@@ -65,6 +67,7 @@ def home(
         made = command(tmp_path, "migrate", **settings, **previous)
         assert made.returncode == 0, made.stderr
     house = House(tmp_path, **settings)
+    house.http = "127.0.0.1:0"
     yield house
     house.close()
 
@@ -84,6 +87,12 @@ def numbers(house: House, **selection: str) -> dict[str, object]:
     return {name: value for name, value in answer.items() if name not in moving}
 
 
+def waits(house: House) -> list[str]:
+    """How long runs waited, as Prometheus is told."""
+    lines = scrape(house.ask("service.info")["http"]).splitlines()
+    return [line for line in lines if line.startswith("orbit_run_wait_seconds")]
+
+
 def in_the_books(house: House) -> tuple[int, int]:
     total = house.ask("service.ledger")["total"]
     assert total["recorded"] == total["counted"]
@@ -97,6 +106,8 @@ def test_state_and_history_of_the_previous_version_go_on(home, tmp_path, previou
     worker = at_work(home, **previous)
     before = numbers(home)
     past = until(lambda: numbers(home, window="1h"))
+    waited = waits(home)
+    assert len(waited) > 2
     getattr(service, end)()
     service.wait(20)
 
@@ -105,6 +116,7 @@ def test_state_and_history_of_the_previous_version_go_on(home, tmp_path, previou
     home.serve()
     assert numbers(home) == before
     assert numbers(home, window="1h") == past
+    assert waits(home) == waited
     until(lambda: home.ask("service.info")["connections"] == 2)  # the worker is back, and we
     worker.go_on()
     assert worker.reached() == "hanging"
@@ -112,6 +124,27 @@ def test_state_and_history_of_the_previous_version_go_on(home, tmp_path, previou
     until(lambda: home.runs() == -1 or home.metrics()["lastLife"])
     assert home.metrics()["lastLife"]["totalRuns"] == before["totalRuns"] + 1
     assert numbers(home, window="1h")["totalRuns"] == past["totalRuns"] + 1
+
+
+def test_the_previous_version_goes_on_with_tables_that_are_migrated(tmp_path, previous, postgres):
+    url = postgres.make("upgrade-tables")
+    house = House(tmp_path, ORBIT_HISTORY_URL=url)
+    assert command(tmp_path, "migrate", **house.environment()).returncode == 0
+    house.serve(**previous)
+    at_work(house, **previous)
+
+    until(lambda: runs_in_the_history(url) == 52)
+    assert numbers(house, window="1h")["totalRuns"] == 52
+    house.close()
+
+
+def runs_in_the_history(url: str) -> int:
+    database = engines.postgres(engines.checked_url(url))
+    with database.reading() as connection:
+        everything = "SELECT sum(runs) FROM window_10s JOIN series ON series = id WHERE worker = ''"
+        found = connection.exec_driver_sql(everything).scalar_one()
+    database.close()
+    return int(found or 0)
 
 
 @pytest.mark.parametrize("older", ["worker", "service"])

@@ -29,7 +29,6 @@ from orbit_service.core.cardinality import Places
 from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
 from orbit_service.core.cumulative import UNKNOWN_ERROR, Cumulative, Series
 from orbit_service.core.ended import EndedRuns, Verdict
-from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.outbox import ErrorText, Key, Outbox
 from orbit_service.core.recent import KEPT_MS as RECENT_MS
@@ -261,16 +260,12 @@ class Collector:
         counted.add_runs(timed, len(failed - untimed), at_ms)
         for i in untimed:
             counted.add_untimed(at_ms, failed=i in failed)
-        waits = [detail.wait_us for detail in details.values() if detail.wait_us is not None]
-        for wait_us in waits:
-            counted.add_wait(wait_us)
+        counted.add_waits([d.wait_us for d in details.values() if d.wait_us is not None])
         if not (counted.attempts or counted.retries):
             return
         window, series = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
         if not durations:
             return
-        if waits:
-            series.waits.merge(Histogram.of(waits))
         typed = 0
         for i, detail in details.items():
             for step in detail.steps:

@@ -36,14 +36,19 @@ class Series(Struct, array_like=True, gc=False):
 
     created_ms: int
     runs: Stats = field(default_factory=Stats)
-    waits: Histogram = field(default_factory=Histogram)
+    # Where 0.1 kept what is in `runs` now: taken over from what it wrote, and empty in what
+    # it may have to read.
+    older_waits: Histogram = field(default_factory=Histogram)
     errors: dict[str, int] = field(default_factory=dict)
     steps: dict[str, Stats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.older_waits.lanes or self.older_waits.zeroes:
+            self.runs.waits, self.older_waits = self.older_waits, Histogram()
 
     def merge(self, other: Series) -> None:
         self.created_ms = min(self.created_ms, other.created_ms)
         self.runs.merge(other.runs)
-        self.waits.merge(other.waits)
         for type, count in other.errors.items():
             self.errors[type] = self.errors.get(type, 0) + count
         for name, stats in other.steps.items():
@@ -54,9 +59,8 @@ class Series(Struct, array_like=True, gc=False):
         return Series(
             self.created_ms,
             self.runs.copy(),
-            self.waits.copy(),
-            dict(self.errors),
-            {name: stats.copy() for name, stats in self.steps.items()},
+            errors=dict(self.errors),
+            steps={name: stats.copy() for name, stats in self.steps.items()},
         )
 
 

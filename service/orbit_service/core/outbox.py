@@ -35,7 +35,7 @@ AHEAD_MS = 60_000  # a window further ahead was opened by a clock that was set b
 HEAD = 100
 HEAD_BYTES = 4 * 1_048_576
 MAX_BYTES = 64 * 1_048_576
-ROW_BYTES = 500  # of a series in a window, besides its histogram, about
+ROW_BYTES = 500  # of a series in a window, besides its histograms, about
 COARSER_MS = (60_000, 3_600_000)
 # Names under which the journal marks how far it is, beside those of sessions, which have
 # no control characters.
@@ -283,4 +283,8 @@ def _size_of(publication: Publication) -> int:
 
 
 def _row_sizes(rows: Iterable[Stats]) -> Iterator[int]:
-    return (ROW_BYTES + stats.histogram.lanes.bit_length() // 8 for stats in rows)
+    for stats in rows:
+        lanes = stats.histogram.lanes.bit_length()
+        if stats.waits is not None:
+            lanes += stats.waits.lanes.bit_length()
+        yield ROW_BYTES + lanes // 8

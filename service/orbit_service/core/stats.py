@@ -22,7 +22,9 @@ class Stats(Struct, array_like=True, gc=False):
 
     `runs` counts every run, `timed` those that have a duration: a run whose
     worker was lost has none. `attempts` counts retries' attempts too. `waited`
-    counts the runs that tell how long they waited for their worker.
+    counts the runs that tell how long they waited for their worker, and `waits`
+    holds how long: of fewer where an older release counted some of them, and None
+    where it has none.
     """
 
     runs: int = 0
@@ -40,6 +42,7 @@ class Stats(Struct, array_like=True, gc=False):
     last_run_ms: int | None = None
     last_success_ms: int | None = None
     histogram: Histogram = field(default_factory=Histogram)
+    waits: Histogram | None = None
 
     def add_runs(self, durations_us: Sequence[int], failed: int, at_ms: int) -> None:
         """Count a column of runs that finished at `at_ms`, `failed` of them without success."""
@@ -78,11 +81,14 @@ class Stats(Struct, array_like=True, gc=False):
         self.attempts += 1
         self.retries += 1
 
-    def add_wait(self, wait_us: int) -> None:
-        """Count how long one of the runs had waited before it began."""
-        self.waited += 1
-        self.total_wait_us = _storable(self.total_wait_us + wait_us)
-        self.max_wait_us = max(self.max_wait_us, wait_us)
+    def add_waits(self, waits_us: Sequence[int]) -> None:
+        """Count how long some of the runs had waited before they began."""
+        if not waits_us:
+            return
+        self.waited += len(waits_us)
+        self.total_wait_us = _storable(self.total_wait_us + sum(waits_us))
+        self.max_wait_us = max(self.max_wait_us, *waits_us)
+        self._add_waits(Histogram.of(waits_us))
 
     def merge(self, other: Stats) -> None:
         """Add the other's runs to these.
@@ -105,6 +111,8 @@ class Stats(Struct, array_like=True, gc=False):
             self.waited += other.waited
             self.total_wait_us = _storable(self.total_wait_us + other.total_wait_us)
             self.max_wait_us = max(self.max_wait_us, other.max_wait_us)
+            if other.waits is not None:
+                self._add_waits(other.waits)
         first, last, success = other.first_run_ms, other.last_run_ms, other.last_success_ms
         if first is not None and (self.first_run_ms is None or first < self.first_run_ms):
             self.first_run_ms = first
@@ -117,7 +125,14 @@ class Stats(Struct, array_like=True, gc=False):
         """The same numbers; it shares nothing that changes."""
         other = copy(self)
         other.histogram = self.histogram.copy()
+        if self.waits is not None:
+            other.waits = self.waits.copy()
         return other
+
+    def _add_waits(self, waits: Histogram) -> None:
+        if self.waits is None:
+            self.waits = Histogram()
+        self.waits.merge(waits)
 
     def _saw(self, at_ms: int) -> None:
         if self.first_run_ms is None or at_ms < self.first_run_ms:
@@ -152,6 +167,11 @@ class Stats(Struct, array_like=True, gc=False):
     def quantiles_ms(self, *qs: float) -> list[int]:
         """In whole milliseconds, half up; zeroes where nothing has a duration."""
         values = self.histogram.quantiles(qs, self.min_us, self.max_us)
+        return [int(value / 1000 + 0.5) for value in values]
+
+    def wait_quantiles_ms(self, *qs: float) -> list[int]:
+        """In whole milliseconds, half up; zeroes where `waits` holds nothing."""
+        values = (self.waits or Histogram()).quantiles(qs, 0, self.max_wait_us)
         return [int(value / 1000 + 0.5) for value in values]
 
 

@@ -138,7 +138,7 @@ def _of_runs(counts: Counts, options: Options) -> Iterator[Family]:
             "histogram",
             "How long runs waited for their worker, where the framework tells it.",
             named.labels,
-            (Sample(v, _waits(one), one.created_ms) for v, one in pairs if one.runs.waited),
+            (Sample(v, _waits(one.runs), one.created_ms) for v, one in pairs if one.runs.waited),
             unit="seconds",
             otel="orbit.run.wait",
             otel_unit="s",
@@ -489,7 +489,6 @@ def durations(runs: Stats) -> Distribution:
     )
 
 
-def _waits(one: Series) -> Distribution:
-    return Distribution(
-        one.runs.waited, one.runs.total_wait_us, one.waits, None, one.runs.max_wait_us
-    )
+def _waits(runs: Stats) -> Distribution:
+    told = runs.waits or Histogram()
+    return Distribution(runs.waited, runs.total_wait_us, told, None, runs.max_wait_us)

@@ -69,21 +69,22 @@ def readable(
 
 
 def stats_of(values: Sequence[Any]) -> Stats:
-    decoded = [*values[:-1], Histogram.decode(values[-1])]
+    *numbers, durations, waits = values
+    told = None if waits is None else Histogram.decode(waits)
+    decoded = [*numbers, Histogram.decode(durations), told]
     return Stats(*decoded)
 
 
 def columns_of(stats: Stats) -> tuple[Any, ...]:
-    values = [getattr(stats, name) for name in FIELDS]
-    values[-1] = stats.histogram.encode()
-    return tuple(values)
+    *numbers, durations, waits = [getattr(stats, name) for name in FIELDS]
+    return (*numbers, durations.encode(), None if waits is None else waits.encode())
 
 
 def _upsert(table: Table, *, arrays: bool) -> TextClause:
     """Put rows in the place of those that are there; of `arrays`, one for each column."""
     names = ", ".join(_NAMES)
     if arrays:
-        types = {"histogram": "bytea"}
+        types = {"histogram": "bytea", "waits": "bytea"}
         parts = (f"CAST(:{name} AS {types.get(name, 'bigint')}[])" for name in _NAMES)
         source = f"SELECT * FROM unnest({', '.join(parts)})"
     else:

@@ -8,7 +8,8 @@ The tables of the history; `migrations/` makes them.
     error_text    the newest error of a series that is an error type
 
 Starts are epoch seconds; the other times epoch milliseconds, durations whole
-microseconds. A row of 60 buckets takes some 200 bytes in SQLite and 320 in PostgreSQL.
+microseconds. A row of 60 buckets takes some 200 bytes in SQLite and 320 in PostgreSQL, and
+100 to 360 more where its runs tell how long they waited.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ windows = [
         Column("last_run_ms", BigInteger),
         Column("last_success_ms", BigInteger),
         Column("histogram", LargeBinary, nullable=False),
+        Column("waits", LargeBinary),
         # Rows of a series lie side by side, and need no second index.
         sqlite_with_rowid=False,
     )

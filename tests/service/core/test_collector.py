@@ -26,6 +26,7 @@ from orbit_service.core import collector as bounds
 from orbit_service.core.cardinality import MAX_PAIRS, OTHER_PIPELINES, OTHER_WORKERS
 from orbit_service.core.checks import Refused
 from orbit_service.core.collector import Collector
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import MAX_REASONS
 from orbit_service.core.outbox import Key
 from orbit_service.core.recent import Run
@@ -470,6 +471,29 @@ def test_an_attempt_without_an_id_counts_as_one_too(collector: Collector) -> Non
     collector.record(a_session(collector), a_record(1, batch), T0)
 
     assert (totals(collector).attempts, totals(collector).runs) == (1, 0)
+
+
+def test_a_window_and_all_totals_hold_how_long_runs_waited(collector: Collector) -> None:
+    told = [a_result("r1", wait_us=2 * MS), a_result("r2", wait_us=30 * MS), a_result("r3")]
+    session = a_session(collector)
+    collector.record(session, a_record(1, *told), T0)
+    collector.record(session, a_record(2, told[0]), T0)  # again
+
+    for stats in (
+        collector.outbox.windows[T0][Key("mailer", "send")],
+        collector.cumulative.series["mailer", "send"].runs,
+        totals(collector),
+    ):
+        assert stats.waits == Histogram.of([2 * MS, 30 * MS])
+        assert stats.wait_quantiles_ms(0.0, 1.0) == [2, 30]
+
+
+def test_where_nobody_tells_how_long_runs_waited_nothing_is_kept_of_it(
+    collector: Collector,
+) -> None:
+    collector.record(a_session(collector), a_record(1, a_batch(MS), a_result("r1")), T0)
+
+    assert collector.outbox.windows[T0][Key("mailer", "send")].waits is None
 
 
 def test_the_same_attempt_from_another_session_is_repeated(collector: Collector) -> None:

@@ -41,14 +41,6 @@ def test_versions_are_one_series(collector):
     }
 
 
-def test_waits_have_a_histogram(collector):
-    session = a_session(collector)
-    collector.record(session, a_record(1, a_result("a", wait_us=2 * MS)), T0)
-
-    series = collector.cumulative.series["mailer", "send"]
-    assert series.waits.count == series.runs.waited == 1
-
-
 def test_failures_count_by_the_type_of_their_error(collector):
     session = a_session(collector)
     for seq, type in enumerate(["ValueError", "KeyError", "ValueError"], 1):
@@ -130,7 +122,7 @@ def test_a_copy_does_not_change_with_its_original(collector):
     copy = collector.cumulative.series["mailer", "send"].copy()
     collector.record(session, a_record(2, a_result("b", wait_us=MS)), T0 + MINUTE)
 
-    assert (copy.runs.runs, copy.runs.histogram.count, copy.waits.count) == (1, 1, 1)
+    assert (copy.runs.runs, copy.runs.histogram.count, copy.runs.waits.count) == (1, 1, 1)
 
 
 def test_what_seemed_dropped_and_was_counted_stays_in_the_sum(collector):

@@ -45,6 +45,14 @@ def starts(outbox: Outbox) -> list[int]:
 # ---------------------------------------------------------------- closing
 
 
+def test_both_histograms_of_a_row_have_a_size(outbox: Outbox) -> None:
+    add(outbox, T0, MS)
+    outbox.stats(SEND, T0).add_waits([MS])
+    close(outbox, T0 + 12 * SECOND)
+
+    assert outbox.size == ROW + 8
+
+
 def test_a_window_is_over_two_seconds_after_its_end(outbox: Outbox) -> None:
     add(outbox, T0 + 9_999, MS)
 

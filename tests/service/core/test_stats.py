@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from builders import MS, SECOND, T0
 from orbit_rpc_schema.wire import MAX_DURATION_US
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.stats import Stats, merged, percent, rounded, runs_per_hour, uptime_text
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -31,6 +32,12 @@ def stats_of(entries: list[tuple[int, bool, int] | str]) -> Stats:
         else:
             duration_us, failed, at_ms = entry
             stats.add_runs([duration_us], int(failed), at_ms)
+    return stats
+
+
+def waiting(*waits_us: int) -> Stats:
+    stats = Stats()
+    stats.add_waits(waits_us)
     return stats
 
 
@@ -134,6 +141,42 @@ def test_the_average_is_the_exact_mean_rounded_once(sample: list[int]) -> None:
     stats.add_runs(sample, 0, T0)
 
     assert stats.average_ms == half_up(Fraction(sum(sample), len(sample) * 1000))
+
+
+# ---------------------------------------------------------------- waits
+
+
+@quick
+@given(st.lists(st.lists(st.integers(0, MAX_DURATION_US), max_size=5), max_size=5))
+def test_merged_waits_are_those_of_all(parts: list[list[int]]) -> None:
+    total = merged(waiting(*part) for part in parts)
+    every = [wait for part in parts for wait in part]
+
+    assert total.waits == (Histogram.of(every) if every else None)
+    assert (total.waited, total.total_wait_us) == (len(every), sum(every))
+    assert total.max_wait_us == max(every, default=0)
+
+
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        pytest.param(Stats(), [0, 0], id="zeroes where nobody told"),
+        pytest.param(waiting(0, 0, 0), [0, 0], id="nobody had to wait"),
+        pytest.param(waiting(*[3 * MS] * 9, 800 * MS), [3, 800], id="one in ten"),
+        pytest.param(waiting(10_499, 10_499), [10, 10], id="no more than the longest"),
+        pytest.param(Stats(waited=5, max_wait_us=MS), [0, 0], id="told to an older release"),
+    ],
+)
+def test_quantiles_of_waits(stats: Stats, expected: list[int]) -> None:
+    assert stats.wait_quantiles_ms(0.5, 0.95) == pytest.approx(expected, rel=0.011)
+
+
+def test_neither_a_copy_nor_a_sum_shares_waits() -> None:
+    stats = waiting(MS)
+    for other in (stats.copy(), merged([stats])):
+        other.add_waits([5 * MS])
+
+    assert stats == waiting(MS)
 
 
 # ---------------------------------------------------------------- rounding

@@ -14,6 +14,7 @@ from sqlalchemy import event, update
 from builders import HOUR, MINUTE, MS, SECOND, T0
 from histories import ANY, SEND, Place, a_publication, runs
 from orbit_rpc_schema.wire import MAX_INT
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.outbox import ErrorText, Key
 from orbit_service.core.rollup import LEVELS
 from orbit_service.core.stats import Stats, merged
@@ -55,6 +56,13 @@ class HistoryContract:
         place.add(TODAY, 9 * MS)
 
         assert place.read() == {SEND: runs(3 * MS, 9 * MS)}
+
+    def test_waits_that_were_added_are_read(self, place: Place) -> None:
+        place.add(TODAY, MS, waits=[2 * MS])
+        place.add(TODAY, MS, waits=[9 * MS])
+        place.add(TODAY, MS)
+
+        assert place.read() == {SEND: runs(MS, MS, MS, waits=[2 * MS, 9 * MS])}
 
     def test_adding_leaves_the_publication_as_it_was(self, place: Place) -> None:
         publication = a_publication(1, {TODAY: {SEND: runs(MS)}})
@@ -115,13 +123,14 @@ class HistoryContract:
 
         assert [member.node for member in place.history.members({})] == ["new"]
 
-    def test_a_row_that_cannot_be_read_hides_no_other(self, place: Place) -> None:
+    @pytest.mark.parametrize("column", ["histogram", "waits"])
+    def test_a_row_that_cannot_be_read_hides_no_other(self, place: Place, column: str) -> None:
         other = Key("fetcher", "fetch")
         place.add(TODAY, MS)
         place.add(TODAY + HOUR, MS, key=other)
         with place.history.database.writing() as connection:
             spoil = update(windows[0]).where(windows[0].c.start == TODAY // 1000)
-            connection.execute(spoil.values(histogram=b"\x63"))
+            connection.execute(spoil.values({column: b"\x63"}))
         place.clock.now_ms = TODAY + 3 * HOUR
         place.maintain()
 
@@ -234,6 +243,25 @@ class HistoryContract:
         assert place.starts(2) == [TODAY]
         assert place.total(2).runs == 9
 
+    def test_waits_of_before_they_were_kept_are_missing_in_the_sum_and_no_others(
+        self, place: Place
+    ) -> None:
+        for minute, waits in enumerate(([5 * MS], [7 * MS], [90 * MS])):
+            place.add(TODAY + minute * MINUTE, MS, waits=waits)
+        with place.history.database.writing() as connection:
+            connection.execute(
+                update(windows[0]).where(windows[0].c.start == TODAY // 1000).values(waits=None)
+            )
+        place.add(TODAY, MS, waits=[3 * MS])
+        place.clock.now_ms = TODAY + HOUR + MINUTE
+        place.maintain()
+
+        assert place.starts(2) == [TODAY]
+        for level in (0, 1, 2):
+            total = place.total(level)
+            assert total.waits == Histogram.of([3 * MS, 7 * MS, 90 * MS])
+            assert (total.waited, total.max_wait_ms) == (4, 90)
+
     def test_what_is_not_rolled_up_yet_is_answered_from_below(self, place: Place) -> None:
         place.add(TODAY, MS)
         place.add(TODAY + HOUR, MS)
@@ -262,8 +290,9 @@ class HistoryContract:
         for _ in range(60):
             at = TODAY + chance.randrange(3 * 360) * 10 * SECOND
             duration = chance.randrange(1, 10_000_000)
-            place.add(at, duration, key=SEND._replace(version=chance.choice("ab")))
-            expected.merge(runs(duration))
+            waits = [duration // 2] if chance.random() < 0.5 else []
+            place.add(at, duration, key=SEND._replace(version=chance.choice("ab")), waits=waits)
+            expected.merge(runs(duration, waits=waits))
             place.clock.now_ms = max(place.clock.now_ms, at) + chance.randrange(MINUTE)
             if chance.random() < 0.5:
                 place.history.maintain("n")

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from sqlalchemy import insert
 
-from builders import MS, T0
+from builders import MINUTE, MS, T0
 from databases import Postgres
 from histories import ANY, SEND, Place, a_publication, runs
+from orbit_service.core.histogram import Histogram
 from orbit_service.history import engines, schema
 from orbit_service.history.engines import Database, NoHistoryUrl, checked_url
 from orbit_service.history.late import without_password
 from orbit_service.history.port import HistoryFailed
 from orbit_service.history.sql import SqlHistory
-from orbit_service.history.tables import metadata
+from orbit_service.history.tables import digest_of, metadata, node, series, windows
 
 
 @pytest.fixture
@@ -34,6 +38,16 @@ def place(file: Path) -> Iterator[Place]:
     place.history.close()
 
 
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def connect(request: pytest.FixtureRequest, file: Path) -> Callable[[], Database]:
+    """Opens a database of either engine; it has no tables."""
+    if request.param == "PostgreSQL":
+        url = checked_url(request.getfixturevalue("empty_url"))
+        return lambda: engines.postgres(url)
+    file.parent.mkdir()
+    return lambda: engines.sqlite_file(file)
+
+
 @pytest.fixture
 def empty_url(postgres: Postgres) -> Iterator[str]:
     """A database without tables."""
@@ -44,6 +58,14 @@ def empty_url(postgres: Postgres) -> Iterator[str]:
 def differences(database: Database) -> list[object]:
     with database.reading() as connection:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+
+def migrate_to(revision: str, database: Database) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(schema.MIGRATIONS))
+    with database.writing() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 # ---------------------------------------------------------------- migrations
@@ -71,6 +93,35 @@ def test_the_newest_migration_is_the_one_that_the_code_asks_for() -> None:
     files = sorted(path.name for path in (schema.MIGRATIONS / "versions").glob("[0-9]*.py"))
 
     assert files[-1].startswith(schema.HEAD)
+
+
+def test_windows_of_before_waits_were_kept_go_on_in_both_releases(
+    connect: Callable[[], Database],
+) -> None:
+    database = connect()
+    migrate_to("0001", database)
+    with database.writing() as connection:
+        over = T0 // 1000 + 7_200
+        connection.execute(insert(node).values(name="n", rolled_1m=over, rolled_1h=over))
+        send = {**SEND._asdict(), "digest": digest_of(SEND)}
+        connection.execute(insert(series).values(node=1, **send))
+    for start in (T0, T0 + MINUTE):  # the second is written after the migration
+        with database.writing() as connection:
+            as_before = {"runs": 1, "timed": 1, "waited": 1, "max_wait_us": MS}
+            durations = Histogram.of([MS]).encode()
+            for table in windows:
+                where = {"series": 1, "start": start // 1000, "histogram": durations}
+                connection.execute(insert(table).values(**where, **as_before))
+        schema.upgrade(database)
+
+    assert differences(database) == []
+    database.close()
+    place = Place(connect)
+    place.add(T0, MS, waits=[5 * MS])
+    for level in (0, 1, 2):
+        total = place.total(level)
+        assert (total.runs, total.waited, total.waits) == (3, 3, Histogram.of([5 * MS]))
+    place.history.close()
 
 
 def test_postgresql_without_tables_says_what_to_run(empty_url: str) -> None:
