@@ -367,9 +367,8 @@ class Rule(_Part):
         return number_text(value, self.about.unit, change=self.compare is not None)
 
     @cached_property
-    def condition(self) -> str:
-        """As a person would say it."""
-        side = "above" if self.above is not None else "below"
+    def measured(self) -> str:
+        """What is looked at: "p95 over 5m against the version before"."""
         over = "" if self.about.source == "now" else f" over {duration_text(self.window)}"
         against = {
             None: "",
@@ -377,8 +376,14 @@ class Rule(_Part):
             "last_week": " against the same hour last week",
             "version": " against the version before",
         }[self.compare]
+        return f"{self.about.text}{over}{against}"
+
+    @cached_property
+    def condition(self) -> str:
+        """As a person would say it."""
+        side = "above" if self.above is not None else "below"
         held = f" for {time_text(self.for_)}" if self.for_ else ""
-        return f"{self.about.text}{over}{against} {side} {self.value_text(self.threshold)}{held}"
+        return f"{self.measured} {side} {self.value_text(self.threshold)}{held}"
 
 
 class RuleFile(_Part):

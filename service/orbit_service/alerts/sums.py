@@ -9,7 +9,7 @@ so that both are exact.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from orbit_service.alerts.fold import Match
@@ -53,15 +53,26 @@ def signal_of(rule: Rule) -> Signal:
 class Sum:
     """Runs that were added and can be taken away again."""
 
-    __slots__ = ("failed", "histogram", "last_ms", "retries", "runs", "timed", "total_us", "waits")
+    __slots__ = (
+        "failed",
+        "first_ms",
+        "histogram",
+        "last_ms",
+        "retries",
+        "runs",
+        "timed",
+        "total_us",
+        "waits",
+    )
 
     def __init__(self) -> None:
         self.runs = self.failed = self.retries = self.timed = self.total_us = 0
         self.histogram = Histogram()
         self.waits = Histogram()
-        self.last_ms = 0  # start of the newest window that was added
+        self.first_ms = 0  # of the first run that was ever added
+        self.last_ms = 0  # start of the newest window
 
-    def add(self, stats: Stats | Sum, start_ms: int) -> None:
+    def add(self, stats: Stats | Sum, start_ms: int, first_ms: int | None = None) -> None:
         self.runs += stats.runs
         self.failed += stats.failed
         self.retries += stats.retries
@@ -70,6 +81,8 @@ class Sum:
         self.histogram.merge(stats.histogram)
         if stats.waits is not None:
             self.waits.merge(stats.waits)
+        first_ms = first_ms or start_ms
+        self.first_ms = min(self.first_ms or first_ms, first_ms)
         self.last_ms = max(self.last_ms, start_ms)
 
     def take_away(self, other: Sum) -> None:
@@ -157,7 +170,7 @@ class Slide:
                 self.left_out += 1
                 return
             total = self.totals[match] = Sum()
-        total.add(stats, start_ms)
+        total.add(stats, start_ms, stats.first_run_ms)
         bucket = self._buckets.setdefault(start_ms - start_ms % self.bucket_ms, {})
         part = bucket.get(match)
         if part is None:
@@ -186,6 +199,7 @@ class Slide:
         self._buckets = {start + by_ms: bucket for start, bucket in self._buckets.items()}
         self._oldest_ms += by_ms
         for total in self.totals.values():
+            total.first_ms += by_ms
             total.last_ms += by_ms
 
 
@@ -266,7 +280,3 @@ def change_of(rule: Rule, now: Sum, before: Sum) -> float | None:
     if rule.metric == "error_rate":
         return value - earlier
     return 100 * (value - earlier) / earlier if earlier else None
-
-
-def ordered(parts: Iterable[tuple[int, Key, Stats]]) -> Iterator[tuple[int, Key, Stats]]:
-    return iter(sorted(parts, key=lambda part: part[0]))

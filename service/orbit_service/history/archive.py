@@ -56,13 +56,21 @@ class Archive:
         self._places = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
 
-    async def read(self, wanted: Wanted, make: Callable[[], A], answer: Callable[[A], T]) -> T:
+    async def read(
+        self,
+        wanted: Wanted,
+        make: Callable[[], A],
+        answer: Callable[[A], T],
+        noted: Callable[[], None] | None = None,
+    ) -> T:
         """What `answer` makes of all rows that are wanted, added to what `make` makes.
 
+        With `noted` of windows that have closed alone: those that close after it was
+        called, in the loop and maybe several times, are not among them.
         Raises HistoryUnavailable, and what those two raise; they run in a thread.
         """
 
-        def read(outbox: Outbox, noted: Unpublished) -> T | None:
+        def read(outbox: Outbox, own: Unpublished) -> T | None:
             total, until = make(), monotonic() + READ_SECONDS
 
             def add(start_ms: int, node: str, key: Key, stats: Stats) -> None:
@@ -76,18 +84,21 @@ class Archive:
             number, token = taken.get(now.instance, (0, ""))
             if token not in now.tokens():
                 number = 0  # not ours, but of the state of which this one is a copy
-            changed = now is not outbox or noted.instance not in ("", now.instance)
-            if changed or number > noted.number:
+            changed = now is not outbox or own.instance not in ("", now.instance)
+            if changed or number > own.number:
                 return None
-            for start_ms, key, stats in noted.after(number):
+            for start_ms, key, stats in own.after(number):
                 total.add(start_ms, self._node, key, stats)
             return answer(total)
 
         async with self._place() as place:
             for _ in range(TRIES):
                 outbox = self._outbox()
-                noted = outbox.unpublished(lambda start, key: _is_wanted(wanted, start, key))
-                found = await place.run(partial(read, outbox, noted))
+                own = outbox.unpublished(lambda start, key: _is_wanted(wanted, start, key))
+                if noted is not None:
+                    own.open_rows.clear()
+                    noted()
+                found = await place.run(partial(read, outbox, own))
                 if found is not None:
                     return found
         raise HistoryUnavailable(why="windows close faster than they are read")

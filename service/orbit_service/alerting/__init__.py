@@ -1,0 +1,1 @@
+"""The wiring of alerts: when rules are looked at, at what, and where it goes from there."""

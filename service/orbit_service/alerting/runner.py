@@ -1,0 +1,379 @@
+"""
+The wiring of alerts: when rules are looked at, at what, and where it goes from there.
+
+A node looks at its own windows as they close; of several hubs one looks at those of all
+nodes, by a lease. The desk does its work in a thread, one thing at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from loguru import logger
+
+from orbit_rpc_schema.alerts import AuditEntry
+from orbit_rpc_schema.errors import BadRules, HistoryUnavailable, NoRules
+from orbit_service.alerts.actions import Context, Control, Performer
+from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
+from orbit_service.alerts.desk import Desk, Errors, Seen
+from orbit_service.alerts.facts import Facts
+from orbit_service.alerts.recovery import Act
+from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
+from orbit_service.alerts.rules import RuleFile, RulesFailed, read_rules
+from orbit_service.clock import wall_clock
+from orbit_service.core.outbox import Window
+from orbit_service.core.rollup import HOUR_MS, Level, segments
+from orbit_service.history.archive import Archive, start_thread
+from orbit_service.history.port import Wanted
+from orbit_service.notify.courier import AppriseCourier
+from orbit_service.notify.delivery import Delivery
+from orbit_service.rpc.handlers import Clock, Create
+
+if TYPE_CHECKING:
+    from orbit_service.program import Program
+
+LOOK_SECONDS = 5.0  # at the latest
+STEP_MS = 5_000  # a clock that differs by more from one that nobody sets was set
+RETRY_SECONDS = 30.0  # where the past, or the database, could not be read
+BEFORE_SECONDS = 600.0  # what there is to compare with changes by the hour
+STOP_SECONDS = 5.0
+
+T = TypeVar("T")
+Told = Callable[[Sequence[AuditEntry]], Awaitable[None]]
+
+
+async def _nobody(_entries: Sequence[AuditEntry]) -> None:
+    """Nobody listens."""
+
+
+class Source(Protocol):
+    """What rules are told of: a node, or a fleet."""
+
+    hub: bool
+
+    async def look(self, desk: Desk, now_ms: int) -> Sequence[tuple[int, Window]]:
+        """What the desk's sums lack: windows that have closed. Raises HistoryUnavailable."""
+
+    def facts(self, now_ms: int) -> Facts:
+        """What is so now. Raises HistoryUnavailable."""
+
+    async def errors(self) -> Errors:
+        """Newest errors. Raises HistoryUnavailable."""
+
+
+class Alerting:
+    """Alerts of one program. Without a file of rules there are none."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        node: str,
+        source: Source,
+        archive: Archive,
+        kept: Sequence[Level],
+        store: Callable[[], Store | None],
+        *,
+        clock: Clock = wall_clock,
+        create: Create | None = None,
+        control: Control | None = None,
+        history_of: str | None = None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.path = path
+        self.on_changed: Told = _nobody
+        self.file_trouble: str | None = None  # what is wrong with the file as it is now
+        self.loaded_ms: int | None = None
+        self.evaluates = False
+        self.actions: Counter[tuple[str, str]] = Counter()  # by kind and outcome
+        self.courier = AppriseCourier()
+        self.archive = archive
+        self.history_of = history_of
+        self.kept = kept
+        self.clock = clock
+        self._source = source
+        self._environ = environ
+        self._make_store = store
+        self._store: Store | None = None
+        self._node = node
+        self._desk = Desk(node, None)
+        self._opened = False
+        self._trouble: str | None = None  # why nothing is evaluated
+        self._lock = asyncio.Lock()
+        self._come = asyncio.Event()
+        self._before: Before = NOTHING_BEFORE
+        self._before_at = float("-inf")
+        self._before_hour = 0
+        self._wall_ms, self._monotonic = clock(), time.monotonic()
+        self._performer = Performer(create, control, environ)
+        self._acting: set[asyncio.Task[None]] = set()
+        self.delivery = Delivery(_Outbox(self), self.courier, clock)
+        if path is not None:
+            with suppress(BadRules):
+                self._take(self._read())
+
+    # ------------------------------------------------------------ what others ask
+
+    @property
+    def desk(self) -> Desk:
+        return self._desk
+
+    @property
+    def trouble(self) -> str | None:
+        """Why rules are not in force, or alerts not kept; None where all is well."""
+        if self.path is None:
+            return None
+        if self.file_trouble is not None:
+            return f"the file of rules is not taken: {self.file_trouble}"
+        if self._trouble is not None:
+            return self._trouble
+        if self._desk.trouble is not None:
+            return f"alerts cannot be written ({self._desk.trouble}); they are kept in memory"
+        return None
+
+    def came(self) -> None:
+        """Windows have closed: look soon."""
+        self._come.set()
+
+    async def change(self, act: Callable[[Desk], T]) -> T:
+        """Do something at the desk, in a thread, alone. Raises NoRules and what `act` raises."""
+        if self.path is None:
+            raise NoRules
+        async with self._lock:
+            before = self._desk.board
+            done = await start_thread(lambda: act(self._desk))
+        if self._desk.board is not before:
+            await self.on_changed([])
+        self._wake()
+        return done
+
+    async def reload(self) -> list[str]:
+        """Take the file as it is now. Raises NoRules, BadRules; a bad file changes nothing."""
+        if self.path is None:
+            raise NoRules
+        async with self._lock:
+            rules = await start_thread(self._read)
+            changed = self._take(rules)
+            await start_thread(lambda: self._desk.reloaded(changed, self.clock()))
+        logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
+        self._come.set()
+        return changed
+
+    def _read(self) -> RuleFile:
+        """The file as it is now. Raises BadRules."""
+        assert self.path is not None
+        try:
+            rules = read_rules(self.path, self._environ)
+            refused = [
+                f"{self.path}: channel {name}: {why}"
+                for name, channel in rules.channels.items()
+                if (why := self.courier.check(channel.address)) is not None
+            ]
+            if refused:
+                raise RulesFailed(refused)
+        except RulesFailed as failed:
+            self.file_trouble = "; ".join(failed.problems)
+            logger.error("the file of rules is not taken: {}", self.file_trouble)
+            raise BadRules(problems="\n".join(failed.problems)) from None
+        self.file_trouble = None
+        return rules
+
+    def _take(self, rules: RuleFile) -> list[str]:
+        changed = self._desk.use(rules)
+        self.loaded_ms = self.clock()
+        self._before_at = float("-inf")
+        self.delivery.use(rules.channels)
+        return changed
+
+    # ------------------------------------------------------------ looking
+
+    def start(self, program: Program, stack: AsyncExitStack) -> None:
+        """Look and deliver until the program stops."""
+        if self.path is None:
+            return
+
+        async def stop() -> None:
+            for task in list(self._acting):
+                task.cancel()
+            if self._acting:
+                await asyncio.wait(self._acting, timeout=STOP_SECONDS)
+            if self._store is not None:
+                leaving = start_thread(self._leave)
+                await asyncio.wait([leaving], timeout=STOP_SECONDS)
+
+        stack.push_async_callback(stop)
+        program.spawn(self.delivery.run(), stack)
+        program.spawn(self._run(), stack)
+
+    def _leave(self) -> None:
+        assert self._store is not None
+        self._store.give_lease_up()
+        self._store.close()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._look()
+                wait = LOOK_SECONDS
+            except (HistoryUnavailable, StoreFailed) as error:
+                why = error.message if isinstance(error, HistoryUnavailable) else str(error)
+                self._in_trouble(f"rules cannot be evaluated: {why}")
+                wait = LOOK_SECONDS
+            except Exception as error:  # noqa: BLE001  # the next look may go better
+                logger.opt(exception=error).error("looking at the rules failed")
+                self._in_trouble("rules cannot be evaluated: see the log")
+                wait = RETRY_SECONDS
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._come.wait(), wait)
+            self._come.clear()
+
+    def _in_trouble(self, why: str) -> None:
+        if why != self._trouble:
+            logger.error("{}", why)
+        self._trouble = why
+
+    async def _look(self) -> None:
+        async with self._lock:
+            if not await self._may_look():
+                return
+            now_ms, step_ms = self._time()
+            windows = await self._source.look(self._desk, now_ms)
+            facts = self._source.facts(now_ms)
+            errors = await self._source.errors()
+            before = await self._to_compare(now_ms)
+            seen = Seen(windows, facts, before, errors, step_ms)
+            try:
+                told = await start_thread(lambda: self._desk.look(seen, now_ms))
+            except LeaseLost:
+                logger.warning("another hub evaluates the rules now")
+                self._opened = self.evaluates = False
+                return
+            acts, self._desk.acts = self._desk.acts, []
+        self._trouble, self.evaluates = None, True
+        for act in acts:
+            self._begin(act)
+        if told:
+            await self.on_changed(told)
+        self._wake()
+
+    async def _may_look(self) -> bool:
+        """Open the store at first; of hubs see whether this is the one that evaluates."""
+        if self._store is None and not self._opened:
+            self._store = await start_thread(self._make_store)
+        if self._store is not None and not await start_thread(self._take_lease):
+            self._opened = self.evaluates = False
+            self._trouble = None
+            return False
+        if not self._opened:
+            await start_thread(self._open)
+            self._opened = True
+        return True
+
+    def _take_lease(self) -> bool:
+        assert self._store is not None
+        if self._source.hub:
+            return self._store.take_lease()
+        return True
+
+    def _open(self) -> None:
+        """Go on from what is kept; what cannot be read now is not waited for by a node."""
+        desk = Desk(self._node, self._store)
+        try:
+            desk.load()
+        except StoreFailed as error:
+            if self._source.hub:
+                raise
+            desk.trouble = str(error)
+            logger.error("alerts cannot be read: {}; they begin anew", error)
+        desk.use(self._desk.file)
+        desk.interrupted(self.clock())
+        self._desk = desk
+
+    def _time(self) -> tuple[int, int]:
+        """Now, and by how much the clock was set since the last time."""
+        wall_ms, monotonic = self.clock(), time.monotonic()
+        passed_ms = int((monotonic - self._monotonic) * 1000)
+        step_ms = wall_ms - self._wall_ms - passed_ms
+        self._wall_ms, self._monotonic = wall_ms, monotonic
+        return wall_ms, step_ms if abs(step_ms) > STEP_MS else 0
+
+    async def _to_compare(self, now_ms: int) -> Before:
+        rules = [rule for rule in self._desk.file.rules if rule.compare is not None]
+        if not rules:
+            return NOTHING_BEFORE
+        hour = now_ms // HOUR_MS
+        if time.monotonic() - self._before_at < BEFORE_SECONDS and hour == self._before_hour:
+            return self._before
+        parts = [
+            part
+            for start_ms, end_ms in ranges_of(rules, now_ms)
+            for part in segments(start_ms, end_ms, now_ms, self.kept)
+        ]
+        wanted = Wanted(parts, node=self.history_of)
+        try:
+            self._before = await self.archive.read(
+                wanted, lambda: Hours(rules), lambda hours: hours.at(now_ms)
+            )
+        except HistoryUnavailable as error:
+            logger.warning("there is nothing to compare with now: {}", error.message)
+            self._before = NOTHING_BEFORE
+        self._before_at, self._before_hour = time.monotonic(), hour
+        return self._before
+
+    # ------------------------------------------------------------ acting
+
+    def _begin(self, act: Act) -> None:
+        task = asyncio.create_task(self._perform(act))
+        self._acting.add(task)
+        task.add_done_callback(self._acting.discard)
+
+    async def _perform(self, act: Act) -> None:
+        rule = self._desk.file.by_name.get(act.rule)
+        if rule is None or act.action >= len(rule.actions):
+            outcome, text = "refused", "the rule has changed"
+        else:
+            severity, labels, value = self._desk.about(act)
+            context = Context(severity, labels, value)
+            came = await self._performer.perform(act, rule.actions[act.action], context)
+            outcome, text = came.outcome, came.text
+        self.actions[act.kind, outcome] += 1
+        logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, text)
+        with suppress(LeaseLost):
+            await self.change(lambda desk: desk.acted(act, outcome, text, self.clock()))
+
+    def _wake(self) -> None:
+        for name in self._desk.file.channels:
+            self.delivery.wake(name)
+
+
+class _Outbox:
+    """What waits to be delivered, for whoever delivers it."""
+
+    def __init__(self, alerting: Alerting) -> None:
+        self._alerting = alerting
+
+    async def due(self, channel: str, now_ms: int) -> list[Parcel]:
+        alerting = self._alerting
+        if not alerting.evaluates:
+            return []  # another hub does it, or it is not known yet
+        return alerting.desk.due(channel, now_ms, 20)
+
+    async def delivered(self, parcel: Parcel, now_ms: int) -> None:
+        await self._change(lambda desk: desk.delivered(parcel, now_ms))
+
+    async def failed(self, parcel: Parcel, why: str, next_ms: int) -> None:
+        await self._change(lambda desk: desk.failed(parcel, next_ms))
+
+    async def gave_up(self, parcel: Parcel, why: str, now_ms: int) -> None:
+        await self._change(lambda desk: desk.gave_up(parcel, why, now_ms))
+
+    async def _change(self, act: Callable[[Desk], None]) -> None:
+        with suppress(LeaseLost):
+            await self._alerting.change(act)
+

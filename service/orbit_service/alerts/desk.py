@@ -1,0 +1,809 @@
+"""
+The desk: where rules are looked at, and what follows is decided and written down.
+
+One look folds what has closed and what is so now into the states before it, plans what
+channels are told and what is done, and commits all of it in one transaction: what a kill
+leaves behind is a look that was made, or one that was not. Nothing here waits for the
+network; one thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from loguru import logger
+from msgspec.structs import replace
+
+from orbit_rpc_schema.alerts import (
+    Acknowledgement,
+    Alert,
+    AlertError,
+    AuditEntry,
+    Recovery,
+    Severity,
+    SilenceView,
+)
+from orbit_rpc_schema.errors import (
+    AlertsUnavailable,
+    NoSuchAlert,
+    NoSuchSilence,
+    TooManySilences,
+)
+from orbit_service.alerts import messages, recovery
+from orbit_service.alerts.before import NOTHING_BEFORE, Before
+from orbit_service.alerts.facts import Facts
+from orbit_service.alerts.fold import Change, State, Subject, fold, shifted
+from orbit_service.alerts.messages import Firing, Item, Mailbox, Message
+from orbit_service.alerts.readings import Looked, Totals, look
+from orbit_service.alerts.records import (
+    MAX_PARCELS,
+    Entry,
+    LeaseLost,
+    Parcel,
+    Store,
+    StoreFailed,
+    Unwritten,
+)
+from orbit_service.alerts.recovery import Act, Case, Escalation, Logbook, Refusal
+from orbit_service.alerts.rules import NO_RULES, Rule, RuleFile
+from orbit_service.alerts.silences import MAX_SILENCES, Silence, silenced_by
+from orbit_service.alerts.sums import Sums
+from orbit_service.core.outbox import GRACE_MS, ErrorText, Window
+from orbit_service.core.window import WINDOW_MS
+
+MAX_TOLD = 100  # changes of one look that listeners are told of
+MAX_RECOVERY = 10  # of an alert, that it tells of
+MAX_ALERTS = 10_000  # that are pending or fire at once; further ones are counted
+MAX_STEPS = 20  # of the clock
+MAX_ERRORS = 20_000  # newest errors, by pipeline and worker
+_LEVEL: dict[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
+
+Newest = tuple[str, ErrorText]  # an error's type and text
+Errors = Mapping[tuple[str, str], Newest]  # by pipeline and worker
+
+
+class Note(msgspec.Struct, array_like=True):
+    """What is known of an alert besides its state."""
+
+    ack_who: str = ""
+    ack_note: str = ""
+    ack_ms: int = 0
+    escalated: bool = False
+    recovery: list[tuple[str, str, int, str]] = msgspec.field(default_factory=list)
+
+
+class _Alerted(msgspec.Struct, array_like=True):
+    rule: str
+    match: tuple[str, ...]
+    state: State
+    note: Note
+
+
+class _Expected(msgspec.Struct, array_like=True):
+    rule: str
+    match: tuple[str, ...]
+    since_ms: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one look is about."""
+
+    windows: Sequence[tuple[int, Window]]  # that have closed since the one before
+    facts: Facts
+    before: Before = NOTHING_BEFORE
+    errors: Errors = field(default_factory=dict)
+    step_ms: int = 0  # by how much the clock was set since the look before
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What everybody may read, made anew at each look and never changed."""
+
+    alerts: Sequence[Alert] = ()
+    silences: Sequence[SilenceView] = ()
+    evaluated_at: int | None = None
+    matches: Mapping[str, int] = field(default_factory=dict)
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    left_out: int = 0  # alerts for which there was no place
+
+
+class Desk:
+    """All alerts of a node or of a fleet. `store` of None: nothing is kept."""
+
+    def __init__(self, node: str, store: Store | None) -> None:
+        self.file: RuleFile = NO_RULES
+        self.board = Board()
+        self.trouble: str | None = None  # why nothing can be written
+        self.parcels: dict[str, Parcel] = {}
+        self.lost = 0  # messages and entries for which there was no place
+        self.sums = Sums(())
+        self.acts: list[Act] = []  # decided on, to be performed
+        self.refusals = 0  # of actions
+        self._logbook = Logbook()
+        self._node = node
+        self._store = store
+        self._rules: dict[str, Rule] = {}
+        self._states: dict[Subject, State] = {}
+        self._notes: dict[Subject, Note] = {}
+        self._ids: dict[Subject, str] = {}
+        self._expected: dict[Subject, int] = {}
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._silences: dict[str, Silence] = {}
+        self._errors: dict[tuple[str, str], Newest] = {}  # "": of all
+        self._totals = {"dropped": Totals(), "refused": Totals()}
+        self._unwritten = Unwritten()
+        self._documents: dict[str, bytes] = {}  # as they were written last
+        self._told: list[Entry] = []  # since the last look
+        self._left_out = 0
+        self._steps: list[tuple[int, int]] = []  # of the clock: until when, and by how much
+
+    # ------------------------------------------------------------ beginning
+
+    def load(self) -> None:
+        """Go on from what is on the disk. Raises StoreFailed."""
+        if self._store is None:
+            return
+        documents, parcels = self._store.load()
+        self._documents = dict(documents)
+
+        def read(name: str, type: Any, default: Any) -> Any:
+            try:
+                return msgspec.msgpack.decode(documents[name], type=type)
+            except KeyError:
+                return default
+            except msgspec.DecodeError as error:
+                logger.error("alerts: {} cannot be read, and begin anew: {}", name, error)
+                return default
+
+        alerted: list[_Alerted] = read("alerts", list[_Alerted], [])
+        self._states = {Subject(a.rule, a.match): a.state for a in alerted}
+        self._notes = {Subject(a.rule, a.match): a.note for a in alerted}
+        expected: list[_Expected] = read("expected", list[_Expected], [])
+        self._expected = {Subject(e.rule, e.match): e.since_ms for e in expected}
+        self._mailboxes = read("mailboxes", dict[str, Mailbox], {})
+        self._silences = {s.id: s for s in read("silences", list[Silence], [])}
+        self._logbook = read("logbook", Logbook, Logbook())
+        self.parcels = {parcel.key: parcel for parcel in parcels}
+
+    def use(self, file: RuleFile) -> list[str]:
+        """Take rules, new or first; states stay. Names of those that have changed.
+
+        The sums begin empty: what has closed is to be added again.
+        """
+        before, self._rules = self._rules, file.by_name
+        self.file = file
+        self.sums = Sums(file.rules)
+        names = before.keys() | self._rules.keys()
+        return sorted(name for name in names if before.get(name) != self._rules.get(name))
+
+    def interrupted(self, now_ms: int) -> None:
+        """Write down what was under way when the service ended, and is not known."""
+        for act in recovery.interrupted(self._logbook, now_ms):
+            self._acted(act, "unknown", "interrupted by the end of the service", now_ms)
+        self._commit()
+
+    def begin_sums(self) -> None:
+        """Empty the sums: they are to be filled with all that has closed."""
+        self.sums = Sums(self.file.rules)
+
+    def reloaded(self, changed: Iterable[str], now_ms: int) -> None:
+        """Write down that other rules are in force."""
+        names = list(changed)
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        self._note_down(
+            Entry(
+                at_ms=now_ms,
+                kind="reloaded",
+                text=f"{len(self._rules)} rules in force; changed: {shown or 'none'}",
+            )
+        )
+        self._commit()
+
+    # ------------------------------------------------------------ a look
+
+    def look(self, seen: Seen, now_ms: int) -> list[AuditEntry]:
+        """Look at all rules; what has changed, newest first."""
+        if seen.step_ms:
+            self._shift(seen.step_ms, now_ms)
+        facts = seen.facts.as_of_now(self._steps)
+        for start_ms, window in seen.windows:
+            self.sums.add(start_ms, window)
+        end_ms = now_ms - GRACE_MS
+        self.sums.advance(end_ms - end_ms % WINDOW_MS)
+        self._totals["dropped"].saw(seen.facts.dropped, now_ms)
+        self._totals["refused"].saw(seen.facts.refused, now_ms)
+        self._remember(seen.errors)
+        self._expect(now_ms)
+        looked = look(
+            self._rules.values(),
+            self.sums,
+            facts,
+            self._totals,
+            seen.before,
+            self._states,
+            self._expected,
+            now_ms,
+        )
+        states, changes = fold(self._rules, looked.readings, self._states, now_ms)
+        ended = self._turn(states, changes)
+        self._decide(changes, now_ms)
+        self._tell(ended, now_ms)
+        return self._finish(looked, now_ms)
+
+    def _shift(self, by_ms: int, now_ms: int) -> None:
+        """The clock was set: nothing has lasted longer for it, or shorter."""
+        logger.warning("the clock was set by {:+.1f} s; alerts go on as they were", by_ms / 1000)
+        self._steps = [*self._steps[-MAX_STEPS + 1 :], (now_ms - by_ms, by_ms)]
+        self._states = shifted(self._states, by_ms)
+        self._expected = {subject: at + by_ms for subject, at in self._expected.items()}
+        self.sums.shift(by_ms)
+        for mailbox in self._mailboxes.values():
+            mailbox.sent_ms = [at + by_ms for at in mailbox.sent_ms]
+            for told in mailbox.told.values():
+                told.at_ms += by_ms
+                told.fired_ms += by_ms
+            mailbox.held = {alert: at + by_ms for alert, at in mailbox.held.items()}
+        recovery.shift(self._logbook, by_ms)
+        for parcel in self.parcels.values():
+            parcel.next_ms += by_ms
+        self._silences = {
+            s.id: replace(s, from_ms=s.from_ms + by_ms, until_ms=s.until_ms + by_ms)
+            for s in self._silences.values()
+        }
+
+    def _remember(self, errors: Errors) -> None:
+        """Keep the newest error of each pipeline and worker, and of everything."""
+        for (pipeline, worker), (type, text) in errors.items():
+            for key in ((pipeline, worker), (pipeline, ""), ("", worker), ("", "")):
+                known = self._errors.pop(key, None)
+                newer = known is None or text.at_ms >= known[1].at_ms
+                self._errors[key] = known if known is not None and not newer else (type, text)
+        while len(self._errors) > MAX_ERRORS:
+            self._errors.pop(next(iter(self._errors)))
+
+    def _expect(self, now_ms: int) -> None:
+        """Since when there is a rule about something that may never have been there."""
+        wanted = {
+            Subject(rule.name, tuple(rule.literal.values()))
+            for rule in self._rules.values()
+            if rule.about.source == "now" and rule.literal is not None
+        }
+        self._expected = {s: min(self._expected.get(s, now_ms), now_ms) for s in wanted}
+
+    def _turn(self, states: dict[Subject, State], changes: Sequence[Change]) -> dict[str, Item]:
+        """Take over the states; what was resolved, as it is to be said."""
+        ended: dict[str, Item] = {}
+        for subject in list(states):
+            if subject not in self._states and len(states) > MAX_ALERTS:
+                del states[subject]
+                self._left_out += 1
+        for change in changes:
+            subject = change.subject
+            if change.turn in ("pending", "firing") and subject not in states:
+                continue
+            item = self._item(subject, change.state, change.at_ms, change.reason)
+            if change.turn == "resolved":
+                ended[item.alert] = replace(item, saying="resolved")
+            rule = self._rules.get(subject.rule)
+            value = None if rule is None else rule.value_text(change.state.value)
+            self._note_down(
+                Entry(
+                    at_ms=change.at_ms,
+                    kind=change.turn,
+                    rule=subject.rule,
+                    alert=item.alert,
+                    labels=item.labels,
+                    text=_sentence(change, item),
+                    details={"value": change.state.value, "valueText": value},
+                )
+            )
+            if change.turn == "firing":
+                logger.warning("alert {} fires: {}", subject.rule, item.summary)
+            elif change.turn == "resolved":
+                logger.info("alert {} is resolved: {}", subject.rule, item.summary)
+        self._states = states
+        self._notes = {s: note for s, note in self._notes.items() if s in states}
+        self._ids = {s: id for s, id in self._ids.items() if s in states}
+        return ended
+
+    def _decide(self, changes: Sequence[Change], now_ms: int) -> None:
+        """What is done about what fires, and about what does not any more."""
+        cases = [
+            self._case(subject, state)
+            for subject, state in self._states.items()
+            if state.phase == "firing" and self._acts(subject)
+        ]
+        cases += [
+            self._case(change.subject, change.state, change.at_ms)
+            for change in changes
+            if change.turn == "resolved" and self._acts(change.subject)
+        ]
+        if not cases and not self._logbook.ended:
+            return
+        decisions = recovery.decide(
+            self.file, cases, self._logbook, now_ms, lambda case: self._is_silenced(case, now_ms)
+        )
+        for decision in decisions:
+            match decision:
+                case Act():
+                    self.acts.append(decision)
+                    if not decision.dry:
+                        self._acted(decision, "started", decision.text, now_ms)
+                case Refusal():
+                    self.refusals += 1
+                    self._acted(decision, "refused", decision.text, now_ms)
+                case Escalation():
+                    subject = self._subject(decision.rule, decision.alert)
+                    if subject is not None:
+                        self._notes.setdefault(subject, Note()).escalated = not decision.dry
+                    self._acted(decision, "escalated", decision.text, now_ms)
+
+    def acted(self, act: Act, outcome: str, text: str, now_ms: int) -> None:
+        """An act has ended."""
+        recovery.finished(self._logbook, act, now_ms, done=outcome in ("done", "dry run"))
+        self._acted(act, outcome, text, now_ms)
+        self._commit()
+        self._show(now_ms)
+
+    def _acted(
+        self, what: Act | Refusal | Escalation, outcome: str, text: str, now_ms: int
+    ) -> None:
+        """Write down something about an action, with the alert and in the audit."""
+        subject = self._subject(what.rule, what.alert)
+        rule = self._rules.get(what.rule)
+        kind = rule.actions[what.action].kind if rule and what.action < len(rule.actions) else ""
+        if subject is not None:
+            tried = self._notes.setdefault(subject, Note()).recovery
+            tried.append((kind, outcome, now_ms, text))
+            del tried[:-MAX_RECOVERY]
+        id = what.id if isinstance(what, Act) else ""
+        self._note_down(
+            Entry(
+                at_ms=now_ms,
+                kind="escalated" if outcome == "escalated" else "action",
+                rule=what.rule,
+                alert=what.alert,
+                labels={} if subject is None else self._labels(subject),
+                text=text,
+                details={"action": kind, "outcome": outcome, "id": id},
+            )
+        )
+
+    def about(self, act: Act) -> tuple[Severity, dict[str, str], float | None]:
+        """What who acts is told of the alert: severity, labels, value."""
+        subject = self._subject(act.rule, act.alert)
+        rule = self._rules.get(act.rule)
+        severity: Severity = "warning" if rule is None else rule.severity
+        if subject is None:
+            return severity, {}, None
+        return severity, self._labels(subject), self._states[subject].value
+
+    def _acts(self, subject: Subject) -> bool:
+        rule = self._rules.get(subject.rule)
+        return rule is not None and bool(rule.actions)
+
+    def _case(self, subject: Subject, state: State, resolved_ms: int | None = None) -> Case:
+        names: dict[str, str] = dict(
+            zip(self._rules[subject.rule].dimensions, subject.match, strict=True)
+        )
+        return Case(self._id(subject), subject.rule, names, state.fired_ms, resolved_ms)
+
+    def _is_silenced(self, case: Case, now_ms: int) -> bool:
+        rule = self._rules[case.rule]
+        labels = {**rule.labels, **case.labels, "rule": case.rule, "severity": rule.severity}
+        return bool(silenced_by(self._silences.values(), labels, now_ms))
+
+    def _subject(self, rule: str, alert: str) -> Subject | None:
+        return next((s for s in self._states if s.rule == rule and self._id(s) == alert), None)
+
+    def _tell(self, ended: Mapping[str, Item], now_ms: int) -> None:
+        """Put into the outbox what channels are to be sent."""
+        self._silences = {id: s for id, s in self._silences.items() if s.until_ms > now_ms}
+        firing: dict[str, Firing] = {}
+        for subject, state in self._states.items():
+            if state.phase == "firing":
+                item = self._item(subject, state, now_ms)
+                note = self._notes.get(subject)
+                firing[item.alert] = Firing(
+                    item,
+                    self._channels(subject, item.severity),
+                    bool(self._silenced(item, now_ms)),
+                    note is not None and bool(note.ack_ms),
+                )
+        muted = [alert for alert, item in ended.items() if self._silenced(item, now_ms)]
+        for name, channel in self.file.channels.items():
+            mailbox = self._mailboxes.setdefault(name, Mailbox())
+            held_before = mailbox.held_back
+            items, held = messages.plan(name, channel, mailbox, firing, ended, now_ms, muted)
+            if mailbox.held_back > held_before:
+                self._note_down(
+                    Entry(
+                        at_ms=now_ms,
+                        kind="held back",
+                        text=f"{mailbox.held_back - held_before} kept from channel {name}: "
+                        "quiet hours, or its bound an hour",
+                        details={"channel": name},
+                    )
+                )
+            if items:
+                self._post(name, items, held, now_ms)
+        for name in self._mailboxes.keys() - self.file.channels.keys():
+            del self._mailboxes[name]
+
+    def _post(self, channel: str, items: list[Item], held: int, now_ms: int) -> None:
+        shown = sorted(items, key=lambda item: (_LEVEL[item.severity], item.since_ms))
+        message = Message(
+            uuid4().hex,
+            now_ms,
+            self._node,
+            shown[: messages.MAX_ITEMS],
+            max(len(shown) - messages.MAX_ITEMS, 0),
+            held,
+        )
+        if len(self.parcels) >= MAX_PARCELS:
+            self.lost += 1
+            oldest = next(iter(self.parcels))
+            self.parcels.pop(oldest)
+            self._unwritten.parcels[oldest] = None
+        parcel = Parcel(message.key, channel, now_ms, now_ms, 0, message)
+        self.parcels[parcel.key] = self._unwritten.parcels[parcel.key] = parcel
+
+    def _finish(self, looked: Looked, now_ms: int) -> list[AuditEntry]:
+        self._commit()
+        told, self._told = self._told, []
+        self._show(now_ms, looked)
+        return [view_of(0, entry) for entry in reversed(told[-MAX_TOLD:])]
+
+    # ------------------------------------------------------------ what people do
+
+    def silence(
+        self, matchers: dict[str, str], until_ms: int, reason: str, who: str, now_ms: int
+    ) -> SilenceView:
+        """Raises TooManySilences, AlertsUnavailable."""
+        if len(self._silences) >= MAX_SILENCES:
+            raise TooManySilences(limit=MAX_SILENCES)
+        silence = Silence(uuid4().hex[:12], matchers, now_ms, until_ms, reason, who)
+        self._silences[silence.id] = silence
+        self._note_down(
+            Entry(
+                at_ms=now_ms,
+                kind="silenced",
+                labels=matchers,
+                text=reason,
+                who=who,
+                details={"silence": silence.id, "until": until_ms},
+            )
+        )
+        self._settle(now_ms)
+        return _silence_view(silence)
+
+    def unsilence(self, id: str, who: str, now_ms: int) -> None:
+        """Raises NoSuchSilence, AlertsUnavailable."""
+        silence = self._silences.get(id)
+        if silence is None or silence.until_ms <= now_ms:
+            raise NoSuchSilence(id=id)
+        del self._silences[id]
+        self._note_down(
+            Entry(
+                at_ms=now_ms,
+                kind="unsilenced",
+                labels=silence.matchers,
+                text=silence.reason,
+                who=who,
+                details={"silence": id},
+            )
+        )
+        self._settle(now_ms)
+
+    def acknowledge(self, alert: str, who: str, note: str, now_ms: int) -> None:
+        """Raises NoSuchAlert, AlertsUnavailable."""
+        subject = next((s for s in self._states if self._id(s) == alert), None)
+        if subject is None:
+            raise NoSuchAlert(alert=alert)
+        about = self._notes.setdefault(subject, Note())
+        about.ack_who, about.ack_note, about.ack_ms = who, note, now_ms
+        self._note_down(
+            Entry(
+                at_ms=now_ms,
+                kind="acknowledged",
+                rule=subject.rule,
+                alert=alert,
+                labels=self._labels(subject),
+                text=note,
+                who=who,
+            )
+        )
+        self._settle(now_ms)
+
+    def history(
+        self,
+        from_ms: int,
+        to_ms: int,
+        limit: int,
+        *,
+        rule: str | None = None,
+        alert: str | None = None,
+        kind: str | None = None,
+    ) -> list[AuditEntry]:
+        """Entries, newest first. Raises AlertsUnavailable."""
+        if self._store is None:
+            raise AlertsUnavailable(why="nothing is kept here: ORBIT_STATE is none")
+        try:
+            found = self._store.audit(from_ms, to_ms, limit, rule=rule, alert=alert, kind=kind)
+        except StoreFailed as error:
+            raise AlertsUnavailable(why=str(error)) from None
+        return [view_of(id, entry) for id, entry in found]
+
+    def _settle(self, now_ms: int) -> None:
+        """What somebody was promised has to be on the disk. Raises AlertsUnavailable."""
+        self._commit()
+        self._show(now_ms)
+        if self._store is not None and self.trouble is not None:
+            raise AlertsUnavailable(why=f"it holds until the service ends; {self.trouble}")
+
+    # ------------------------------------------------------------ delivery
+
+    def due(self, channel: str, now_ms: int, most: int) -> list[Parcel]:
+        """What is to be sent through a channel now, oldest first."""
+        mine = (p for p in self.parcels.values() if p.channel == channel and p.next_ms <= now_ms)
+        return sorted(mine, key=lambda parcel: parcel.created_ms)[:most]
+
+    def delivered(self, parcel: Parcel, now_ms: int) -> None:
+        self._leave(parcel)
+        self._audit_parcel("notified", parcel, f"sent through {parcel.channel}", now_ms)
+
+    def failed(self, parcel: Parcel, next_ms: int) -> None:
+        if parcel.key in self.parcels:
+            parcel.tries += 1
+            parcel.next_ms = next_ms
+            self._unwritten.parcels[parcel.key] = parcel
+            self._commit()
+
+    def gave_up(self, parcel: Parcel, why: str, now_ms: int) -> None:
+        self._leave(parcel)
+        text = f"given up after {parcel.tries} tries through {parcel.channel}: {why}"
+        self._audit_parcel("undelivered", parcel, text, now_ms)
+
+    def waiting(self, channel: str) -> int:
+        return sum(parcel.channel == channel for parcel in list(self.parcels.values()))
+
+    def held_back(self, channel: str) -> int:
+        mailbox = self._mailboxes.get(channel)
+        return 0 if mailbox is None else mailbox.held_back
+
+    def _leave(self, parcel: Parcel) -> None:
+        self.parcels.pop(parcel.key, None)
+        self._unwritten.parcels[parcel.key] = None
+
+    def _audit_parcel(self, kind: Any, parcel: Parcel, text: str, now_ms: int) -> None:
+        for item in parcel.message.items:
+            self._note_down(
+                Entry(
+                    at_ms=now_ms,
+                    kind=kind,
+                    rule=item.rule,
+                    alert=item.alert,
+                    labels=item.labels,
+                    text=f"{item.saying}: {text}",
+                    details={"channel": parcel.channel, "key": parcel.key},
+                )
+            )
+        self._commit()
+
+    # ------------------------------------------------------------ the disk
+
+    def _note_down(self, entry: Entry) -> None:
+        entries = self._unwritten.entries
+        if len(entries) == entries.maxlen:
+            self.lost += 1
+        entries.append(entry)
+        self._told.append(entry)
+        del self._told[:-MAX_TOLD]
+
+    def _commit(self) -> None:
+        """Write what is new; what cannot be written stays to be written. Raises LeaseLost."""
+        if self._store is None:
+            self._unwritten = Unwritten()
+            return
+        for name, body in self._dumped().items():
+            if self._documents.get(name) != body:
+                self._unwritten.documents[name] = body
+        if not self._unwritten and self.trouble is None:
+            return
+        try:
+            self._store.write(self._unwritten)
+        except LeaseLost:
+            raise
+        except StoreFailed as error:
+            if self.trouble is None:
+                logger.error("alerts cannot be written: {}; they are kept in memory", error)
+            self.trouble = str(error)
+            return
+        if self.trouble is not None:
+            logger.info("alerts are written again")
+        self.trouble = None
+        self._documents.update(self._unwritten.documents)
+        self._unwritten = Unwritten()
+
+    def _dumped(self) -> dict[str, bytes]:
+        alerted = [
+            _Alerted(s.rule, s.match, state, self._notes.get(s, Note()))
+            for s, state in sorted(self._states.items())
+        ]
+        expected = [_Expected(s.rule, s.match, at) for s, at in sorted(self._expected.items())]
+        return {
+            "alerts": _encode(alerted),
+            "expected": _encode(expected),
+            "mailboxes": _encode(self._mailboxes),
+            "silences": _encode(list(self._silences.values())),
+            "logbook": _encode(self._logbook),
+        }
+
+    # ------------------------------------------------------------ views
+
+    def _show(self, now_ms: int, looked: Looked | None = None) -> None:
+        alerts = [self._alert(subject, state, now_ms) for subject, state in self._states.items()]
+        alerts.sort(key=lambda a: (a.phase == "pending", _LEVEL[a.severity], a.since, a.id))
+        self.board = Board(
+            alerts,
+            [_silence_view(s) for s in self._silences.values() if s.until_ms > now_ms],
+            self.board.evaluated_at if looked is None else now_ms,
+            self.board.matches if looked is None else looked.matches,
+            self.board.troubles if looked is None else looked.troubles,
+            self._left_out,
+        )
+
+    def _alert(self, subject: Subject, state: State, now_ms: int) -> Alert:
+        item, rule = self._item(subject, state, now_ms), self._rules[subject.rule]
+        note = self._notes.get(subject, Note())
+        error = self._error(subject)
+        told = [m.told[item.alert].at_ms for m in self._mailboxes.values() if item.alert in m.told]
+        return Alert(
+            id=item.alert,
+            rule=subject.rule,
+            severity=item.severity,
+            phase=state.phase,
+            labels=item.labels,
+            summary=item.summary,
+            metric=rule.metric,
+            value=state.value,
+            value_text=rule.value_text(state.value),
+            threshold=rule.threshold,
+            threshold_text=rule.value_text(rule.threshold),
+            since=state.since_ms,
+            fired_at=state.fired_ms or None,
+            clearing=bool(state.clear_since_ms),
+            silenced_by=self._silenced(item, now_ms),
+            acknowledged=Acknowledgement(who=note.ack_who, note=note.ack_note, at=note.ack_ms)
+            if note.ack_ms
+            else None,
+            last_notified=max(told, default=None),
+            recovery=[
+                Recovery(action=action, outcome=outcome, at=at, text=text)
+                for action, outcome, at, text in reversed(note.recovery)
+            ],
+            error=None
+            if error is None
+            else AlertError(type=error[0], message=error[1].message, at=error[1].at_ms),
+            runbook=rule.runbook,
+        )
+
+    def _item(self, subject: Subject, state: State, now_ms: int, reason: str = "") -> Item:
+        rule, labels = self._rules.get(subject.rule), self._labels(subject)
+        note = self._notes.get(subject, Note())
+        alert, error = self._id(subject), self._error(subject)
+        if rule is None:
+            return Item(
+                alert,
+                "firing",
+                subject.rule,
+                "warning",
+                labels,
+                subject.rule,
+                state.since_ms,
+                state.fired_ms,
+                now_ms,
+                reason,
+            )
+        page = (self.file.page or "").rstrip("/")
+        tried = note.recovery[-1] if note.recovery else None
+        return Item(
+            alert,
+            "firing",
+            rule.name,
+            "critical" if note.escalated else rule.severity,
+            labels,
+            summary(rule, subject.match, state.value),
+            state.since_ms,
+            state.fired_ms,
+            now_ms,
+            reason,
+            "" if error is None else error[0],
+            "" if error is None else error[1].message,
+            "" if tried is None else f"{tried[0]}: {tried[1]}",
+            rule.runbook or "",
+            f"{page}/#/alerts/{alert}" if page else "",
+        )
+
+    def _labels(self, subject: Subject) -> dict[str, str]:
+        rule = self._rules.get(subject.rule)
+        if rule is None:
+            return {}
+        return {**rule.labels, **dict(zip(rule.dimensions, subject.match, strict=False))}
+
+    def _id(self, subject: Subject) -> str:
+        id = self._ids.get(subject)
+        if id is None:
+            id = self._ids[subject] = alert_id(subject)
+        return id
+
+    def _error(self, subject: Subject) -> Newest | None:
+        """The newest error of what an alert is about; of other things than runs there is none."""
+        rule = self._rules.get(subject.rule)
+        if rule is None or rule.metric not in ("error_rate", "failures", "since_success"):
+            return None
+        names = dict(zip(rule.dimensions, subject.match, strict=True))
+        return self._errors.get((names.get("pipeline", ""), names.get("worker", "")))
+
+    def _channels(self, subject: Subject, severity: Severity) -> list[str]:
+        rule = self._rules[subject.rule]
+        names = self.file.channels if rule.channels is None else rule.channels
+        return [n for n in names if severity in self.file.channels[n].severities]
+
+    def _silenced(self, item: Item, now_ms: int) -> list[str]:
+        labels = {**item.labels, "rule": item.rule, "severity": item.severity}
+        return silenced_by(self._silences.values(), labels, now_ms)
+
+
+def alert_id(subject: Subject) -> str:
+    """The same for the same rule and match, for ever."""
+    return sha256("\0".join((subject.rule, *subject.match)).encode()).hexdigest()[:16]
+
+
+def summary(rule: Rule, match: tuple[str, ...], value: float | None) -> str:
+    """What is wrong, in a sentence: "census: error rate over 5m is 40 %, above 10 %"."""
+    who = " ".join(match)
+    side = "above" if rule.above is not None else "below"
+    shown, threshold = rule.value_text(value), rule.value_text(rule.threshold)
+    said = f"{rule.measured} is {shown}, {side} {threshold}"
+    return f"{who}: {said}" if who else said[:1].upper() + said[1:]
+
+
+def view_of(id: int, entry: Entry) -> AuditEntry:
+    return AuditEntry(
+        id=id,
+        at=entry.at_ms,
+        kind=entry.kind,
+        rule=entry.rule or None,
+        alert=entry.alert or None,
+        labels=entry.labels,
+        text=entry.text,
+        who=entry.who,
+        details=entry.details,
+    )
+
+
+def _silence_view(silence: Silence) -> SilenceView:
+    return SilenceView(
+        id=silence.id,
+        matchers=silence.matchers,
+        from_=silence.from_ms,
+        until=silence.until_ms,
+        reason=silence.reason,
+        who=silence.who,
+    )
+
+
+def _sentence(change: Change, item: Item) -> str:
+    if change.turn == "resolved":
+        return change.reason or item.summary
+    return item.summary
