@@ -703,17 +703,6 @@ def test_a_successor_is_not_told(service, wire):
     assert service.control("mailer", "pause").result(10) == {}
 
 
-def test_a_client_that_leaves_its_answers_unread_is_sent_no_control_message(
-    service, mailer, monkeypatch
-):
-    with monkeypatch.context() as full:
-        full.setattr(unix, "MAX_UNSENT", 0)
-        outcomes = service.control("mailer", "pause", timeout=0.01).result(10)
-
-    assert outcomes == {"s1": "no answer"}
-    assert mailer.ask("service.info")["id"] == 1, "and nothing before that"
-
-
 # ---------------------------------------------------------------- clients that do not read
 
 
@@ -756,6 +745,18 @@ def test_a_client_that_never_reads_is_read_no_further_and_holds_little_memory(se
     assert taken < 30_000
     assert resident_bytes() - before < 24 * MIB
     assert service.ask("service.info")["connections"] == 3
+
+
+def test_a_client_that_never_reads_is_sent_no_control_message(service, mailer):
+    def unsent() -> int:
+        return sum(len(connection._unsent) for connection in service.service._unix.connections)
+
+    fill(mailer, as_line(a_call("rpc.discover")), most=100_000)
+    rest(service)
+    before = unsent()
+
+    assert service.control("mailer", "pause", timeout=0.01).result(10) == {"s1": "no answer"}
+    assert unsent() == before > 0
 
 
 def test_a_client_that_reads_late_has_every_answer_in_order(wire):
