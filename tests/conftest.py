@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ class RunningService:
 
     def _await(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=20)
+
+    def control(
+        self, worker: str, action: str, pipeline: str | None = None, timeout: float = 20
+    ) -> Future[dict[str, str]]:
+        """Tell the worker's sessions; the outcomes when they have answered."""
+        assert self.service is not None
+        told = self.service.workers.control(worker, action, pipeline, timeout)
+        return asyncio.run_coroutine_threadsafe(told, self._loop)
 
     def ask(self, method: str, params: Any = ()) -> Any:
         """The result of one call over the socket."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from builders import ENTRY, command, environment, until
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_worker.pipelines.store import Store, database_url
+from orbit_worker.pipelines.worker import RESTART_CODE
 
 PIPELINES = """
 import time
@@ -205,6 +207,159 @@ def test_a_stopped_worker_finishes_what_is_in_flight_and_leaves_with_0(place, se
 
     assert (code, place.log()) == (0, ["one", "at the gate", "one"])
     assert service.ask("worker.metrics", {"worker": "pipelines"})["lastLife"]["totalRuns"] == 1
+
+
+# ---------------------------------------------------------------- control
+
+
+def obeyed(service: Any, *command: str | None) -> list[str]:
+    """What the sessions of the worker made of a control message, as soon as there are any."""
+    return until(lambda: sorted(service.control("pipelines", *command).result(30).values()))
+
+
+def test_while_a_pipeline_is_paused_its_runs_stay_pending_and_others_run(place, service):
+    with place.worker(), place.store() as store:
+        assert place.run("double", "--input", "1", "--wait").returncode == 0
+        assert obeyed(service, "pause", "double") == ["done"]
+        held = store.enqueue("double", range(10))
+        # Behind them, and executed: the slots are not theirs.
+        assert place.run("failing", "--input", "3", "--wait").returncode == 1
+        pending = store.pending(100)
+        assert obeyed(service, "resume", "double") == ["done"]
+        values = [store.wait(id)["value"] for id in held]
+        finished(service, 12)
+
+    assert (pending, values) == (10, [2 * n for n in range(10)])
+    assert service.ask("worker.stats")["runsLast24Hours"] == 12
+    assert place.worker_log().count("paused: double;") == 1
+    assert place.worker_log().count("resumed: double") == 1
+
+
+def test_a_pipeline_is_paused_in_postgresql_too(place, service, postgres):
+    place.settings["ORBIT_PIPELINES_DATABASE"] = postgres.make("paused-runs")
+    with place.worker(), place.store() as store:
+        assert obeyed(service, "pause", "double") == ["done"]
+        [held] = store.enqueue("double", [21])
+        assert place.run("failing", "--input", "3", "--wait").returncode == 1
+        pending = store.pending(100)
+        assert obeyed(service, "resume", "double") == ["done"]
+        assert (pending, store.wait(held)["value"]) == (1, 42)
+
+
+def test_while_all_is_paused_what_runs_goes_on_and_nothing_begins(place, service):
+    with place.worker() as worker, place.store() as store:
+        running = place.gated("one")
+        until(lambda: "at the gate" in place.log())
+        assert obeyed(service, "pause", None) == ["done"]
+        held = [*store.enqueue("double", [21]), *store.enqueue("nobody's", [1])]
+        place.open_gate()
+        store.wait(running)
+        worker.terminate()
+        assert worker.wait(40) == 0
+        pending = store.pending(100)
+
+    assert pending == 2
+    with place.worker(), place.store() as store:  # a pause ends with its process
+        assert [store.wait(id)["value"] for id in held] == [42, 1]
+
+
+def test_a_paused_worker_leaves_its_runs_to_another_of_the_same_database(place, service):
+    with place.worker(), place.worker(ORBIT_WORKER_NAME="another"), place.store() as store:
+        assert obeyed(service, "pause", "double") == ["done"]
+        until(lambda: service.ask("worker.metrics", {"worker": "another"})["connected"])
+        held = store.enqueue("double", range(10))
+        assert [store.wait(id)["value"] for id in held] == [2 * n for n in range(10)]
+        finished(service, 10)
+        totals = [
+            service.ask("worker.metrics", {"worker": name})["totalRuns"]
+            for name in ("pipelines", "another")
+        ]
+
+    assert totals == [0, 10]
+
+
+def test_each_process_of_the_worker_is_told(place, service):
+    with place.worker(), place.worker(), place.store() as store:
+        until(lambda: obeyed(service, "pause", None) == ["done", "done"])
+        [held] = store.enqueue("double", [21])
+        assert obeyed(service, "resume", None) == ["done", "done"]
+        assert store.wait(held)["value"] == 42
+
+
+def test_no_run_is_lost_or_executed_twice_however_often_it_is_paused(place, service):
+    place.open_gate()
+    names = [str(number) for number in range(60)]
+    with place.worker(), place.worker(), place.store() as store:
+        until(lambda: obeyed(service, "pause", "gated") == ["done", "done"])
+        ids = store.enqueue("gated", [{"folder": str(place.folder), "name": n} for n in names])
+        while store.pending(1):
+            obeyed(service, "resume", "gated")
+            obeyed(service, "pause", "gated")
+        for id in ids:
+            store.wait(id)
+
+    # Each notes its name as it begins and as it ends.
+    assert Counter(place.log()) == {"at the gate": 60, **dict.fromkeys(names, 2)}
+
+
+@pytest.mark.parametrize(
+    ("command", "outcome"),
+    [
+        (("pause", "nobody's"), "refused"),
+        (("resume", "nobody's"), "refused"),
+        (("restart", "nobody's"), "refused"),
+        (("dance", None), "unknown"),
+    ],
+)
+def test_a_command_that_does_not_concern_the_worker_changes_nothing(
+    place, service, command, outcome
+):
+    with place.worker():
+        assert place.run("double", "--input", "1", "--wait").returncode == 0
+        assert obeyed(service, *command) == [outcome]
+        assert place.run("double", "--input", "21", "--wait").stdout.strip() == "42"
+
+
+def test_a_restart_finishes_what_is_in_flight_and_leaves_with_the_code_to_be_started_again(
+    place, service
+):
+    with place.worker() as worker:
+        place.gated("one")
+        until(lambda: "at the gate" in place.log())
+        assert obeyed(service, "restart", None) == ["done"]
+        two = place.gated("two")
+        place.open_gate()
+        assert worker.wait(timeout=40) == RESTART_CODE
+    assert place.log() == ["one", "at the gate", "one"]
+
+    with place.worker(), place.store() as store:
+        store.wait(two)
+        finished(service, 2)
+    assert place.log() == ["one", "at the gate", "one", "two", "at the gate", "two"]
+    assert service.ask("worker.stats")["failedCount"] == 0
+
+
+def test_a_signal_while_a_restart_drains_ends_nothing_sooner_and_is_no_failure(place, service):
+    with place.worker() as worker:
+        place.gated("one")
+        until(lambda: "at the gate" in place.log())
+        obeyed(service, "restart", None)
+        until(lambda: "stopping: 1 runs in flight" in place.worker_log())
+        worker.terminate()
+        place.open_gate()
+        assert worker.wait(timeout=40) == 0
+
+    assert place.log() == ["one", "at the gate", "one"]
+
+
+def test_an_idle_worker_answers_before_it_leaves_for_its_restart(place, service):
+    with place.worker() as worker:
+        until(lambda: service.ask("worker.metrics")["connected"])
+        assert obeyed(service, "restart", None) == ["done"]
+        assert worker.wait(timeout=40) == RESTART_CODE
+
+
+# ---------------------------------------------------------------- at once, and on the command line
 
 
 def test_several_runs_are_executed_at_once_and_no_more_than_the_setting_says(place, service):

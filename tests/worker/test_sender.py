@@ -436,6 +436,18 @@ def test_control_is_answered_with_what_the_host_did(scripted, tmp_path, obeys, o
     client.close()
 
 
+def test_an_answer_that_was_not_sent_yet_goes_before_the_goodbye(scripted, client):
+    client.connect()
+    until(lambda: scripted.params("worker.heartbeat"))
+    with client._sender._lock:  # no step comes in between
+        client._sender._stopping = True
+        client._sender._obeyed("c1", "done")
+    until(lambda: scripted.params("worker.disconnect"))
+
+    methods = [message["method"] for message in scripted.messages]
+    assert methods[-2:] == ["worker.controlled", "worker.disconnect"]
+
+
 def test_control_reaches_the_host_with_action_and_pipeline_in_a_thread_of_ours(scripted, tmp_path):
     heard = []
     client = MetricsClient(

@@ -384,6 +384,9 @@ class Sender:
         connection = self._connection
         if connection is not None and self._state is State.READY:
             try:
+                # Who was told to restart answers, and is asked to leave by its own callback.
+                while self._lines and not connection.busy and not self._in_step:
+                    connection.send(self._lines.pop(0))
                 if not connection.busy and not self._in_step:
                     goodbye = notification("worker.disconnect", {"reason": self._goodbye})
                     connection.send(encode(goodbye))

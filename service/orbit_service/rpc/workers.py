@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from loguru import logger
@@ -37,9 +37,10 @@ from orbit_rpc_schema.messages import (
     Reset,
     SequenceNumber,
 )
-from orbit_rpc_schema.wire import MAX_INT, PROTOCOL, as_name, as_text
+from orbit_rpc_schema.wire import MAX_INT, PROTOCOL, as_name, as_text, encode, notification
 from orbit_service.core.checks import Refused
 from orbit_service.core.sessions import Session
+from orbit_service.rpc.controls import CONTROL_SECONDS, Action, Controls, Outcome
 from orbit_service.rpc.handlers import Clock
 from orbit_service.rpc.incidents import incident
 from orbit_service.state.events import Uncounted
@@ -79,6 +80,7 @@ class Workers:
         self._monotonic = monotonic
         self._speakers: dict[str, Peer] = {}
         self._suspects: dict[str, float] = {}  # until when a session may come back
+        self._controls = Controls()
         self._looked_at = monotonic()
         intake.on_durable = self._durable
 
@@ -97,6 +99,56 @@ class Workers:
     def release(self, peer: Peer, session: str) -> None:
         if self._speakers.get(session) is peer:
             del self._speakers[session]
+            self._controls.gone(session)
+
+    async def control(
+        self,
+        worker: str,
+        action: Action,
+        pipeline: str | None = None,
+        timeout: float = CONTROL_SECONDS,
+    ) -> dict[str, Outcome]:
+        """Tell each session of the worker that has a connection now; what became of it, by session.
+
+        Empty when there is none. Waits `timeout` seconds at most. A session that comes back
+        within that time by a new connection may still answer, where the old one was
+        replaced. Raises TooManyControls.
+        """
+        peers = {
+            id: peer
+            for id, peer in self._speakers.items()
+            if not peer.successor
+            and (session := self.collector.sessions.get(id)) is not None
+            and session.worker == worker
+        }
+        if not peers:
+            return {}
+        control = self._controls.begin(peers)
+        try:
+            params = {"id": control.id, "action": action}
+            if pipeline is not None:
+                params["pipeline"] = pipeline
+            line = encode(notification("worker.control", params))
+            for peer in peers.values():
+                peer.send(line)
+            await control.wait(timeout)
+        finally:
+            self._controls.end(control)
+        return control.outcomes
+
+    def controlled(self, session: Session, message: Controlled) -> None:
+        """A session has answered a control message."""
+        outcome = cast(Outcome, message.outcome)  # the decoder has looked at it
+        awaited = self._controls.answer(message.id, session.id, outcome)
+        logger.log(
+            "INFO" if awaited else "DEBUG",
+            "worker {} answered {}{}: {}, session {}",
+            session.worker,
+            as_name(message.id),
+            "" if awaited else ", for which nobody waits",
+            outcome,
+            session.id,
+        )
 
     def suspect(self, session: str, seconds: float = SUSPECT_SECONDS) -> None:
         """The session has no connection; it may come back."""
@@ -149,7 +201,7 @@ class Peer:
     """One connection to the worker socket.
 
     `on_replaced` closes it at once; `on_durable` is called when more of what it
-    sent is on the disk.
+    sent is on the disk; `send` writes a line to it, without waiting.
     """
 
     def __init__(
@@ -158,9 +210,12 @@ class Peer:
         pid: int | None,
         on_replaced: Callable[[], None],
         on_durable: Callable[[], None] = lambda: None,
+        send: Callable[[bytes], None] = lambda _line: None,
     ) -> None:
         self.pid = pid
         self.on_durable = on_durable
+        self.send = send
+        self.successor = False  # it sends what a dead process left; nothing there can obey
         self._workers = workers
         self._on_replaced = on_replaced
         self._session_id = ""  # for which it speaks
@@ -216,7 +271,7 @@ class Peer:
             case Disconnect():
                 self._goodbye(session, message)
             case Controlled():
-                logger.info("worker {} answered {}: {}", session.worker, *_fields(message))
+                self._workers.controlled(session, message)
         return Done()
 
     def _connect(self, hello: Connect) -> Connected:
@@ -226,6 +281,7 @@ class Peer:
             raise AlreadyConnected()
         answer = self._workers.intake.connect(hello, self._workers.clock())
         self._session_id = hello.session
+        self.successor = hello.resume
         self._workers.claim(self, hello.session)
         how = "again" if answer.known else "for the first time"
         if hello.resume:
@@ -315,7 +371,3 @@ def _scrubbed(value: Any) -> Any:
             return {_scrubbed(key): _scrubbed(part) for key, part in value.items()}
         case _:
             return value
-
-
-def _fields(message: Controlled) -> tuple[str, str]:
-    return message.id, message.outcome

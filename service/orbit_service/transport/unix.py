@@ -136,7 +136,11 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._lines = LineDecoder()
         self._peer = Peer(
-            server.workers, pid, on_replaced=self._close, on_durable=self._acknowledge
+            server.workers,
+            pid,
+            on_replaced=self._close,
+            on_durable=self._acknowledge,
+            send=self._tell,
         )
         self._acked_sent = 0
         self._unsent = bytearray()
@@ -260,6 +264,11 @@ class Connection:
         if not self._unsent:
             self._acked_sent = session.durable
             self._send(encode(notification("runs.acked", {"seq": session.durable})))
+
+    def _tell(self, line: bytes) -> None:
+        """Send what nobody asked for; not to a client that leaves its answers unread."""
+        if len(self._unsent) < MAX_UNSENT:
+            self._send(line)
 
     def _send(self, data: bytes) -> None:
         if self._closed or not self._writable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from builders import HOUR, MS, T0, a_batch, a_record, a_session
 from orbit_rpc_schema.wire import PROTOCOL
 from orbit_service.core.collector import Collector
+from orbit_service.rpc import controls
 from orbit_service.rpc.workers import Peer, Workers
 from orbit_service.state.intake import Intake
 
@@ -129,3 +131,27 @@ def test_a_message_is_counted_the_same_by_text_and_by_value(hall):
     counted = Collector("node")
     counted.record(a_session(counted), a_record(1, a_batch(MS)), T0)
     assert asdict(hall.collector.ledger) == asdict(counted.ledger)
+
+
+async def test_more_control_messages_than_can_wait_are_refused_until_one_has_ended(
+    hall, monkeypatch
+):
+    monkeypatch.setattr(controls, "MAX_CONTROLS", 1)
+    hall.enter()
+    first = asyncio.ensure_future(hall.workers.control("mailer", "pause"))
+    await asyncio.sleep(0)  # so that it is told
+
+    with pytest.raises(controls.TooManyControls, match="1 control messages wait"):
+        await hall.workers.control("mailer", "pause")
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert await hall.workers.control("mailer", "pause", timeout=0.01) == {"s1": "no answer"}
+
+
+async def test_a_worker_of_a_thousand_sessions_is_told_at_once(hall):
+    names = {f"s{number}" for number in range(1_000)}
+    for name in names:
+        hall.enter(name)
+
+    outcomes = await hall.workers.control("mailer", "pause", timeout=0.01)
+    assert outcomes == dict.fromkeys(names, "no answer")

@@ -606,6 +606,103 @@ def test_a_worker_that_reads_no_acknowledgement_is_counted_all_the_same(service,
     until(lambda: total(service) == 4_000)
 
 
+# ---------------------------------------------------------------- control
+
+
+@pytest.fixture
+def two(dial) -> list[Wire]:
+    """Two sessions of the worker `pool`: p1 and p2."""
+    wires = [dial(), dial()]
+    for number, wire in enumerate(wires, 1):
+        assert "result" in wire.hello(session=f"p{number}", worker="pool")
+    return wires
+
+
+def obey(wire: Wire, outcome: str) -> dict[str, Any]:
+    """Answer the control message that has come; what it said."""
+    message = wire.answer()
+    assert message["method"] == "worker.control"
+    wire.send(
+        a_note("worker.controlled", {"id": message["params"]["id"], "outcome": outcome}),
+    )
+    return {name: value for name, value in message["params"].items() if name != "id"}
+
+
+def test_a_control_message_goes_to_each_session_of_the_worker_and_each_answers(service, two):
+    asked = service.control("pool", "restart", "send")
+
+    assert obey(two[0], "done") == {"action": "restart", "pipeline": "send"}
+    obey(two[1], "refused")
+    assert asked.result(10) == {"p1": "done", "p2": "refused"}
+
+
+def test_without_a_pipeline_a_control_message_names_none(service, mailer):
+    asked = service.control("mailer", "pause")
+
+    assert obey(mailer, "unknown") == {"action": "pause"}
+    assert asked.result(10) == {"s1": "unknown"}
+
+
+def test_a_session_that_never_answers_costs_the_others_the_time_out_alone(service, two):
+    asked = service.control("pool", "pause", timeout=0.5)
+    obey(two[0], "done")
+
+    assert asked.result(10) == {"p1": "done", "p2": "no answer"}
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        pytest.param(lambda wire: wire.close(), id="its connection ends"),
+        pytest.param(lambda wire: wire.send(a_note("worker.disconnect", {})), id="goodbye"),
+    ],
+)
+def test_a_session_that_goes_while_it_is_waited_for_is_gone(service, two, leave):
+    asked = service.control("pool", "pause")
+    obey(two[0], "done")
+    two[1].answer()
+    leave(two[1])
+
+    assert asked.result(10) == {"p1": "done", "p2": "gone"}
+
+
+def test_a_session_that_comes_back_by_a_newer_connection_may_still_answer(service, dial, mailer):
+    asked = service.control("mailer", "pause")
+    id = mailer.answer()["params"]["id"]
+    newer = dial()
+    newer.hello()
+    newer.send(a_note("worker.controlled", {"id": id, "outcome": "done"}))
+
+    assert asked.result(10) == {"s1": "done"}
+
+
+def test_an_answer_that_nobody_waits_for_is_passed_over(service, two):
+    stray = a_note("worker.controlled", {"id": "nobody's\nid", "outcome": "done"})
+    two[1].send(stray)
+    asked = service.control("pool", "pause")
+    two[0].send(stray)
+    id = two[0].answer()["params"]["id"]
+    two[0].send(
+        *[a_note("worker.controlled", {"id": id, "outcome": o}) for o in ("done", "refused")]
+    )
+    obey(two[1], "done")
+
+    assert asked.result(10) == {"p1": "done", "p2": "done"}
+
+
+def test_a_worker_without_a_connection_has_nobody_to_tell(service, mailer):
+    assert service.control("nobody", "pause").result(10) == {}
+    mailer.close()
+    until(lambda: not service.service.workers.speaking() - {"neighbour"})
+    assert service.control("mailer", "pause").result(10) == {}
+
+
+def test_a_successor_is_not_told(service, wire):
+    wire.hello(resume=True)
+
+    assert service.control("mailer", "pause").result(10) == {}
+
+
 # ---------------------------------------------------------------- clients that do not read
 
 
@@ -648,6 +745,18 @@ def test_a_client_that_never_reads_is_read_no_further_and_holds_little_memory(se
     assert taken < 30_000
     assert resident_bytes() - before < 24 * MIB
     assert service.ask("service.info")["connections"] == 3
+
+
+def test_a_client_that_never_reads_is_sent_no_control_message(service, mailer):
+    def unsent() -> int:
+        return sum(len(connection._unsent) for connection in service.service._unix.connections)
+
+    fill(mailer, as_line(a_call("rpc.discover")), most=100_000)
+    rest(service)
+    before = unsent()
+
+    assert service.control("mailer", "pause", timeout=0.01).result(10) == {"s1": "no answer"}
+    assert unsent() == before > 0
 
 
 def test_a_client_that_reads_late_has_every_answer_in_order(wire):

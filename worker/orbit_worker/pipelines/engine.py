@@ -6,6 +6,10 @@ only slowly, so the interval stays short and the queue itself comes and goes:
 while there is nothing to do it is unregistered, and a pacer looks for work every
 POLL_INTERVAL and registers it again. Runs that wait keep the queue's name.
 
+DBOS has no pause, and what it keeps of a queue holds for every worker of the
+database. So a pause is a condition more in the statement by which this process
+claims runs: what is paused here is never claimed here, and another worker may.
+
 Each worker process holds a slot, by a file lock, and its DBOS executor id is
 the slot's: what a killed worker left is found under an id whose lock is free.
 """
@@ -23,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy
 from dbos import DBOS, DBOSConfig
 from dbos import error as dbos_error
 
@@ -30,9 +35,11 @@ from orbit_worker.client import MetricsClient
 from orbit_worker.details import ErrorLike, RunStep, error_json
 from orbit_worker.pipelines.attempts import Outcome, execute
 from orbit_worker.pipelines.definition import Pipeline
+from orbit_worker.pipelines.pause import Pause
 from orbit_worker.pipelines.store import (
     APPLICATION,
     APPLICATION_VERSION,
+    PIPELINE,
     QUEUE,
     WORKFLOW,
     Store,
@@ -42,6 +49,7 @@ FAST_SECONDS = 0.05  # from a free slot to the next start, while there is work
 BUSY_LOOK_SECONDS = 1.0
 MAX_SLOTS = 1_000
 MAX_DEPTH = 10_000
+START_SECONDS = 8.0  # how long a command waits for the start; the service waits for ten
 
 log = logging.getLogger("orbit_worker.pipelines")
 
@@ -97,7 +105,11 @@ class Engine:
         self._take_over_at = 0.0
         self._active: set[str] = set()
         self._metrics: MetricsClient | None = None
-        DBOS(
+        self._pause = Pause()
+        self._started = threading.Event()
+        self._can_pause = False
+        self._database: Any = None
+        self._dbos = DBOS(
             config=DBOSConfig(
                 name=APPLICATION,
                 system_database_url=url,
@@ -117,6 +129,13 @@ class Engine:
         """Take up what was interrupted, then pending runs as slots are free."""
         self._metrics = metrics
         DBOS.launch()
+        # It is DBOS's own and may go with any version. A pause is then refused, and not
+        # promised and not kept.
+        self._database = getattr(self._dbos, "_sys_db", None)
+        self._can_pause = hasattr(self._database, "_claim_gate")
+        if self._can_pause:
+            self._database._claim_gate = self._gate
+        self._started.set()
         self._take_over()
         self._register()
         threading.Thread(target=self._pace, name="orbit-pacer", daemon=True).start()
@@ -126,6 +145,30 @@ class Engine:
         self._stopping.set()
         DBOS.destroy(workflow_completion_timeout_sec=grace_seconds)
         return not self._active
+
+    def pause(self, pipeline: str | None) -> bool:
+        """Take no more pending runs of a pipeline, or of any; False where that cannot be done.
+
+        What runs goes on. Until this process ends, or `resume`.
+        """
+        # The session connects before DBOS is there.
+        if not self.knows(pipeline) or not (self._started.wait(START_SECONDS) and self._can_pause):
+            return False
+        self._pause = self._pause.pause(pipeline)
+        log.info("paused: %s; what runs goes on", pipeline or "all pipelines")
+        return True
+
+    def resume(self, pipeline: str | None) -> bool:
+        """Take pending runs of a pipeline, or of all, again; False where it is unknown."""
+        if not self.knows(pipeline):
+            return False
+        self._pause = self._pause.resume(pipeline)
+        log.info("resumed: %s", pipeline or "all pipelines")
+        return True
+
+    def knows(self, pipeline: str | None) -> bool:
+        """Whether a command for this pipeline, or for all, concerns this worker."""
+        return pipeline is None or pipeline in self._pipelines
 
     @property
     def in_flight(self) -> int:
@@ -236,6 +279,22 @@ class Engine:
                 self._register()
                 return True
         return False
+
+    def _gate(
+        self,
+        queue_name: str,
+        partition_key: str | None,  # noqa: ARG002  # the signature is DBOS's
+    ) -> list[sqlalchemy.ColumnElement[bool]]:
+        """What a run must meet to be claimed; DBOS asks at each claim, in the queue's thread."""
+        pause = self._pause
+        if queue_name != QUEUE or pause == Pause():
+            return []
+        if pause.others and not pause.names:
+            return [sqlalchemy.false()]
+        row = self._database.tables.workflow_status.c
+        # Runs that were put in before they told their pipeline are of none by name.
+        name = sqlalchemy.func.coalesce(row.attributes[PIPELINE].as_string(), "")
+        return [name.in_(pause.names) if pause.others else name.not_in(pause.names)]
 
     def _register(self) -> None:
         DBOS.register_queue(

@@ -26,6 +26,7 @@ logging.getLogger("dbos").setLevel(logging.WARNING)
 APPLICATION = "orbit-metrics"
 QUEUE = "orbit"
 WORKFLOW = "orbit_pipeline"
+PIPELINE = "pipeline"  # the attribute of a run by which a pause finds it
 # Pinned: by default DBOS hashes the code, and runs of another version are stranded.
 APPLICATION_VERSION = "1"
 
@@ -104,7 +105,11 @@ class Store:
         """Put in one pending run for each input; their ids."""
         return [
             self.client.enqueue(
-                {"queue_name": QUEUE, "workflow_name": WORKFLOW},
+                {
+                    "queue_name": QUEUE,
+                    "workflow_name": WORKFLOW,
+                    "attributes": {PIPELINE: pipeline},
+                },
                 pipeline,
                 value,
                 time.time_ns() // 1_000_000,

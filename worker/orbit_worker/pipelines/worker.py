@@ -18,6 +18,9 @@ from orbit_worker.pipelines.discovery import Found, discover
 DRAIN_SECONDS = 30
 CONCURRENCY = 4
 POLL_INTERVAL_MS = 5_000
+# After a restart by command. Not 0: systemd's Restart=on-failure would leave it at that. PM2,
+# Kubernetes and Compose start it again after any.
+RESTART_CODE = os.EX_TEMPFAIL
 
 log = logging.getLogger("orbit_worker.pipelines")
 
@@ -34,6 +37,30 @@ def load(folder: Path) -> Found:
     return found
 
 
+class Departure:
+    """When the worker is to leave, and with which code: told by a signal, or by a command."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+        self._signalled = False
+
+    @property
+    def code(self) -> int:
+        return 0 if self._signalled else RESTART_CODE
+
+    def listen(self) -> None:
+        """From now on SIGTERM and SIGINT say to leave."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        # The first after a restart was asked for is of its manager, and ends nothing sooner.
+        if self._signalled:
+            os._exit(1)  # asked twice: at once
+        self._signalled = True
+        self.told.set()
+
+
 def run_worker(
     found: Found,
     url: str,
@@ -41,8 +68,12 @@ def run_worker(
     concurrency: int = CONCURRENCY,
     poll_interval_ms: int = POLL_INTERVAL_MS,
 ) -> None:
-    """Execute pending runs until SIGTERM or SIGINT, then leave with 0. Does not return."""
-    stopping = _stop_signals()
+    """Execute pending runs until SIGTERM or SIGINT, then leave with 0. Does not return.
+
+    After the command `restart` it leaves in the same way, with RESTART_CODE.
+    """
+    departure = Departure()
+    departure.listen()
     # A second of its import is DBOS; whoever has no pipelines need not wait for it.
     from orbit_worker.pipelines.engine import Engine
 
@@ -52,10 +83,26 @@ def run_worker(
         concurrency=concurrency,
         poll_seconds=poll_interval_ms / 1000,
     )
+
+    def obey(action: str, pipeline: str | None) -> bool | None:
+        match action:
+            case "pause":
+                return engine.pause(pipeline)
+            case "resume":
+                return engine.resume(pipeline)
+            case "restart":
+                if not engine.knows(pipeline):
+                    return False
+                departure.told.set()
+                return True
+            case _:
+                return None
+
     metrics = MetricsClient(
         version=version("orbit-metrics"),
         slots=concurrency,
         queue_depths=engine.depths,
+        on_control=obey,
     )
     metrics.start_metrics_reporting()
     engine.start(metrics)
@@ -66,7 +113,7 @@ def run_worker(
         concurrency,
         url,
     )
-    stopping.wait()
+    departure.told.wait()
     log.info("stopping: %d runs in flight have %d s", engine.in_flight, DRAIN_SECONDS)
     finished = engine.stop(DRAIN_SECONDS)
     metrics.close()
@@ -74,7 +121,7 @@ def run_worker(
     # A step that outlasted the grace sits in a thread that would hold up the exit.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(departure.code)
 
 
 def poll_interval(environ: Mapping[str, str] = os.environ) -> int:
@@ -92,16 +139,3 @@ def log_level(environ: Mapping[str, str] = os.environ) -> int:
     if text not in levels:
         raise CannotStart(f"LOG_LEVEL={text} is none of {', '.join(sorted(levels))}")
     return levels[text]
-
-
-def _stop_signals() -> threading.Event:
-    stopping = threading.Event()
-
-    def stop(_number: int, _frame: object) -> None:
-        if stopping.is_set():
-            os._exit(1)  # asked twice: at once
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return stopping
