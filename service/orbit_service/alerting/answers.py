@@ -31,8 +31,7 @@ from orbit_rpc_schema.model import NoParams
 from orbit_service.alerting.runner import Alerting
 from orbit_service.alerts.backtest import Recorded, TooMuch, backtest
 from orbit_service.alerts.before import Hours, ranges_of
-from orbit_service.alerts.metrics import FEW_RUNS
-from orbit_service.alerts.rules import MAX_RULES, Rule
+from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.silences import MAX_SILENCE_MS
 from orbit_service.core.rollup import (
     BadRange,
@@ -50,7 +49,6 @@ from orbit_service.rpc.handlers import Handler
 from orbit_service.rpc.past import explained
 from orbit_service.rpc.times import parse_time
 
-del FEW_RUNS, MAX_RULES
 MAX_LOOKS = 50_000  # of a test: 11,000 are a week of minutes
 
 
@@ -231,17 +229,11 @@ class _Answers:
         first_ms -= first_ms % step_ms
         steps = any(rule.step is not None for rule in rules)
         wanted = Wanted([Segment(level, first_ms, to_ms)], node=alerting.history_of, steps=steps)
-        compared = Wanted(
-            [
-                part
-                for start_ms, _end in ranges_of(rules, from_ms)
-                for part in segments(start_ms, to_ms, now_ms, alerting.kept)
-            ][: len(alerting.kept) * 4],
-            node=alerting.history_of,
-        )
         try:
             hours = Hours(rules)
-            if compared.segments:
+            if earlier := [start_ms for start_ms, _end_ms in ranges_of(rules, from_ms)]:
+                parts = segments(min(earlier), to_ms, now_ms, alerting.kept)
+                compared = Wanted(parts, node=alerting.history_of)
                 hours = await alerting.archive.read(compared, lambda: Hours(rules), lambda h: h)
             recorded = await alerting.archive.read(wanted, Recorded, lambda found: found)
             return await start_thread(

@@ -21,7 +21,7 @@ from orbit_service.history.engines import Database
 from orbit_service.history.port import HistoryFailed
 from orbit_service.history.tables import metadata
 
-HEAD = "0002"  # the newest file in migrations/versions
+HEAD = "0003"  # the newest file in migrations/versions
 MIGRATIONS = Path(__file__).with_name("migrations")
 # Of a lock that all `migrate`s want: the bytes of "orbit".
 LOCK = int.from_bytes(b"orbit", "big")

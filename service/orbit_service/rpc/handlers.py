@@ -51,6 +51,7 @@ def make_handlers(
     health: Callable[[], Health],
     past: Past,
     fleet: Callable[[], Fleet],
+    alerts: Mapping[str, Handler],
     create: Create | None = None,
 ) -> Mapping[str, Handler]:
     """The handlers by procedure name; exactly the names that the contract lists."""
@@ -72,6 +73,7 @@ def make_handlers(
         "service.info": lambda _params: info(),
         "service.ledger": lambda params: snapshot.ledger(collector, params),
         "runs.create": partial(_create, create),
+        **alerts,
         "rpc.discover": lambda _params: document(version),
     }
 
@@ -94,6 +96,7 @@ def make_hub_handlers(
     health: Callable[[], Health],
     past: Past,
     fleet: Callable[[], Fleet],
+    alerts: Mapping[str, Handler],
 ) -> Mapping[str, Handler]:
     """The same for a hub; what a node alone can answer is an error that says so."""
 
@@ -108,6 +111,7 @@ def make_hub_handlers(
         "worker.health": lambda _params: health(),
         **_of_the_past(past),
         "fleet.metrics": lambda _params: fleet().metrics(clock()),
+        **alerts,
         "rpc.discover": lambda _params: document(version, ON_HUB),
     }
     return {name: answered[name] if name in ON_HUB else _not_here(name) for name in PROCEDURES}
