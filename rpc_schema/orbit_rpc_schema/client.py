@@ -25,6 +25,20 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
+from orbit_rpc_schema.alerts import (
+    Acknowledged,
+    AlertList,
+    AuditLog,
+    Backtest,
+    Kind,
+    Phase,
+    Reloaded,
+    RuleList,
+    Severity,
+    SilenceView,
+    TestSent,
+    Unsilenced,
+)
 from orbit_rpc_schema.caller import CallFailed, call, call_http
 from orbit_rpc_schema.model import Status
 from orbit_rpc_schema.procedures import (
@@ -75,6 +89,7 @@ class OrbitClient:
         self.fleet = FleetCalls(self)
         self.service = ServiceCalls(self)
         self.runs = RunCalls(self)
+        self.alerts = AlertCalls(self)
 
     def call(self, method: str, params: Mapping[str, Any]) -> Any:
         """The result as it comes, as JSON values."""
@@ -237,3 +252,73 @@ class RunCalls(_Calls):
 
     def create(self, pipeline: str, input: Any = None) -> CreatedRun:
         return self._ask("runs.create", CreatedRun, pipeline=pipeline, input=input)
+
+
+class AlertCalls(_Calls):
+    """alerts.*"""
+
+    def list(
+        self,
+        *,
+        phase: Phase | None = None,
+        rule: str | None = None,
+        severity: Severity | None = None,
+    ) -> AlertList:
+        return self._ask("alerts.list", AlertList, phase=phase, rule=rule, severity=severity)
+
+    def rules(self) -> RuleList:
+        return self._ask("alerts.rules", RuleList)
+
+    def history(
+        self,
+        *,
+        from_: Moment | None = None,
+        to: Moment | None = None,
+        rule: str | None = None,
+        alert: str | None = None,
+        kind: Kind | None = None,
+        limit: int = 100,
+    ) -> AuditLog:
+        return self._ask(
+            "alerts.history",
+            AuditLog,
+            from_=from_,
+            to=to,
+            rule=rule,
+            alert=alert,
+            kind=kind,
+            limit=limit,
+        )
+
+    def silence(
+        self, matchers: Mapping[str, str], *, duration: Duration = "1h", reason: str, who: str
+    ) -> SilenceView:
+        return self._ask(
+            "alerts.silence",
+            SilenceView,
+            matchers=matchers,
+            duration=duration,
+            reason=reason,
+            who=who,
+        )
+
+    def unsilence(self, id: str, *, who: str) -> Unsilenced:
+        return self._ask("alerts.unsilence", Unsilenced, id=id, who=who)
+
+    def acknowledge(self, alert: str, *, who: str, note: str = "") -> Acknowledged:
+        return self._ask("alerts.acknowledge", Acknowledged, alert=alert, who=who, note=note)
+
+    def backtest(
+        self,
+        *,
+        from_: Moment | None = None,
+        to: Moment | None = None,
+        rule: str | None = None,
+    ) -> Backtest:
+        return self._ask("alerts.backtest", Backtest, from_=from_, to=to, rule=rule)
+
+    def reload(self) -> Reloaded:
+        return self._ask("alerts.reload", Reloaded)
+
+    def send_test(self, channel: str) -> TestSent:
+        return self._ask("alerts.sendTest", TestSent, channel=channel)

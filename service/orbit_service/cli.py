@@ -12,13 +12,23 @@ from functools import cache
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from orbit_rpc_schema.caller import CallFailed, call, call_http, is_sendable
+from orbit_rpc_schema.caller import call, call_http
 from orbit_rpc_schema.errors import Explained
-from orbit_rpc_schema.wire import default_socket_path
+from orbit_service.commands.alerts import alerts
+from orbit_service.commands.asking import (
+    ask,
+    chosen,
+    fail,
+    read_token,
+    socket_option,
+    token,
+    url_option,
+    without_secret,
+)
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -45,11 +55,6 @@ class Commands(click.Group):
             fail(f"{missing.name} is not installed: install orbit-metrics[{extra}]")
 
 
-def fail(sentence: str, code: int = 1) -> NoReturn:
-    click.echo(f"orbit-metrics: {sentence}", err=True)
-    sys.exit(code)
-
-
 @click.group(cls=Commands, context_settings=CONTEXT)
 @click.version_option(package_name="orbit-metrics", prog_name="orbit-metrics")
 def cli() -> None:
@@ -59,78 +64,7 @@ def cli() -> None:
     """
 
 
-socket_option = click.option(
-    "--socket",
-    # Whether it can be used is for the commands to find out, doctor above all.
-    type=click.Path(path_type=Path, readable=False),
-    default=default_socket_path,
-    show_default="ORBIT_SOCKET, else where the service is by default",
-    help="The worker socket of the service.",
-)
-
-
-def without_secret(
-    _context: click.Context, _option: click.Parameter, url: str | None
-) -> str | None:
-    """The URL, which is shown when something is wrong with it."""
-    if url is not None and "@" in url:
-        raise click.BadParameter(
-            "no user and password in it; the token is read from ORBIT_TOKEN or ORBIT_TOKEN_FILE"
-        )
-    return url
-
-
-url_option = click.option(
-    "--url",
-    callback=without_secret,
-    help="A service or hub over HTTP in place of the socket, such as http://127.0.0.1:8790; "
-    "the token is read from ORBIT_TOKEN or ORBIT_TOKEN_FILE.",
-)
-
-
-def ask(socket: Path, url: str | None, method: str, params: Any = ()) -> Any:
-    """One call to the service, or the end of the command."""
-    try:
-        if url is None:
-            # A question about the past may have to wait for a database.
-            return call(socket, method, params, timeout=35.0)
-        return call_http(url, method, params, token=token())
-    except CallFailed as error:
-        problems = (error.data or {}).get("problems") if isinstance(error.data, dict) else None
-        if problems:
-            fail(f"{method}: {error.message}: {'; '.join(problems)}")
-        details = f"\n{json.dumps(error.data, indent=2)}" if error.data else ""
-        fail(f"{method}: {error}{details}")
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        if url is not None:
-            fail(f"no answer from {url}: {why}")
-        fail(f"no service at {socket}: {why}. Is it running? Try: orbit-metrics doctor")
-
-
-def token() -> str | None:
-    """What this environment has for the service over HTTP, or the end of the command."""
-    try:
-        return read_token()
-    except ValueError as error:
-        fail(str(error))
-
-
-def read_token() -> str | None:
-    """The token of this environment. Raises ValueError, without what is in it."""
-    path = os.environ.get("ORBIT_TOKEN_FILE")
-    name, found = "ORBIT_TOKEN", os.environ.get("ORBIT_TOKEN")
-    if path:
-        name = f"ORBIT_TOKEN_FILE={path}"
-        try:
-            if Path(path).exists() and not Path(path).is_file():
-                raise ValueError(f"{name} is no file")
-            found = Path(path).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name} cannot be read: {error}") from None
-    if found is not None and not is_sendable(found):
-        raise ValueError(f"{name} has characters that no header can carry")
-    return found
+cli.add_command(alerts)
 
 
 # ---------------------------------------------------------------- the service
@@ -238,7 +172,7 @@ def backup(folder: Path) -> None:
 
 @cli.command("check-config")
 def check_config() -> None:
-    """Show the service's settings; exit 1 for a bad or unknown one."""
+    """Show the service's settings and check its rules; exit 1 for what is bad or unknown."""
     from orbit_service.core.rollup import duration_text
     from orbit_service.history.late import without_password
     from orbit_service.settings import read_settings, warnings
@@ -261,8 +195,23 @@ def check_config() -> None:
         if name == "retention":
             value = ",".join(duration_text(level.kept_ms) for level in value)
         click.echo(f"{field.alias} = {value if value is not None else '(none)'}")
-    if said := warnings(settings):
+    said = warnings(settings)
+    if settings.alerts is not None:
+        said += _problems_of_rules(settings.alerts)
+    if said:
         fail("\n".join(said))
+
+
+def _problems_of_rules(path: Path) -> list[str]:
+    """A line for each; where there are none, what the file holds is printed."""
+    from orbit_service.alerts.rules import RulesFailed, read_rules
+
+    try:
+        file = read_rules(path)
+    except RulesFailed as failed:
+        return failed.problems
+    click.echo(f"{path} is good; rules: {len(file.rules)}, channels: {len(file.channels)}")
+    return []
 
 
 @cli.command()
@@ -322,7 +271,7 @@ def doctor(socket: Path, url: str | None, origin: str | None) -> None:
 @click.option("--window", help="Over so long until now, such as 5m or 24h.")
 def metrics(socket: Path, url: str | None, as_json: bool, **selection: str | None) -> None:
     """Totals, rates and percentiles, now."""
-    answer = ask(socket, url, "worker.metrics", _given(selection))
+    answer = ask(socket, url, "worker.metrics", chosen(selection))
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
@@ -365,7 +314,7 @@ def history(
     options["from"] = from_ or f"-{last}"
     if not (options["step"] or as_json or as_csv):
         options["step"] = _readable_step(options["from"], options["to"])
-    answer = ask(socket, url, "worker.history", _given(options))
+    answer = ask(socket, url, "worker.history", chosen(options))
     from orbit_service.tables import history_csv, history_table
 
     if as_json:
@@ -386,10 +335,6 @@ def _readable_step(start: str, end: str) -> int | None:
         return plan(*times, None, now_ms, wanted_points=24).step_ms
     except BadRange:
         return None
-
-
-def _given(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value not in (None, False)}
 
 
 @cli.command("call")
@@ -443,7 +388,7 @@ def top(
             return call(socket, method, params, timeout=PATIENCE)
         return call_http(url, method, params, token=bearer, timeout=PATIENCE)
 
-    ask(socket, url, "worker.metrics", _given(selection))  # fails as other commands do
+    ask(socket, url, "worker.metrics", chosen(selection))  # fails as other commands do
     questions = Questions(asked, **selection)
     first = questions.ask()
     if once or not screen.is_terminal():

@@ -24,6 +24,7 @@ import click
 
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_rpc_schema.wire import Json
+from orbit_service.alerts import EXAMPLE
 from orbit_service.tables import metrics_table
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -97,6 +98,7 @@ class Demo:
             f"  {COMMAND} metrics\n"
             f"  {COMMAND} history --last 10m\n"
             f"  {COMMAND} history --last 10m --group-by pipeline\n"
+            f"  {COMMAND} alerts        # what fires, by the rules of `{COMMAND} alerts example`\n"
             f'  {COMMAND} call worker.recentRuns \'{{"limit": 3, "status": "failed"}}\'\n'
             f"  curl -s http://{info.get('http')}/rpc -H 'Content-Type: application/json' "
             f'-d \'{{"jsonrpc":"2.0","id":1,"method":"worker.metrics"}}\''
@@ -118,6 +120,7 @@ class Demo:
             "CENSUS_STORE": str(folder / "census.db"),
             "ORBIT_PIPELINES_DATABASE": str(folder / "pipelines.db"),
         }
+        environ.setdefault("ORBIT_ALERTS", str(EXAMPLE))
         command = [sys.executable, "-c", "from orbit_service.entry import main; main()", *arguments]
         with log.open("wb") as output:
             # A session of its own: Ctrl-C is for the demo, which stops them in order.

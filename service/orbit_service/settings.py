@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     # For how long windows of 10 s, 1 min and 1 h are kept.
     retention: Annotated[tuple[Level, ...], NoDecode] = Field(LEVELS, alias="ORBIT_RETENTION")
     stuck_after: int = Field(600, ge=1, alias="ORBIT_STUCK_AFTER")  # seconds
+    # The file of rules. None: no alerts. What is in it is looked at where the rules are: a file
+    # that is missing or wrong is no reason not to count runs.
+    alerts: Path | None = Field(None, alias="ORBIT_ALERTS")
     # For so many seconds after it is told to stop, runs of workers that are still there are taken.
     drain_timeout: int = Field(0, ge=0, le=86_400, alias="ORBIT_DRAIN_TIMEOUT")
     # What Prometheus and OpenTelemetry are told; each left out makes fewer series.
@@ -176,6 +179,11 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("a directory, or none for memory only")
         return Path(value).absolute()
+
+    @field_validator("alerts", mode="before")
+    @classmethod
+    def _file(cls, value: Any) -> Path | None:
+        return None if value in (None, "", "none") else Path(value).absolute()
 
     @field_validator("history_url")
     @classmethod

@@ -39,6 +39,7 @@ COMMANDS = [
     "backup",
     "typescript",
     "top",
+    "alerts",
 ]
 
 
@@ -305,6 +306,60 @@ def test_check_config_shows_what_holds_and_no_secret(tmp_path):
 )
 def test_check_config_fails_for_an_unknown_or_a_bad_variable(tmp_path, name, said):
     assert said in failure(command(tmp_path, "check-config", **{name: "x"}))
+
+
+def test_check_config_says_how_many_rules_a_good_file_has(tmp_path):
+    rules = tmp_path / "alerts.toml"
+    rules.write_text(success(command(tmp_path, "alerts", "example")))
+    printed = success(command(tmp_path, "check-config", ORBIT_ALERTS="alerts.toml"))
+
+    assert f"ORBIT_ALERTS = {rules}\n" in printed
+    assert re.search(rf"^{rules} is good; rules: \d\d, channels: 1$", printed, re.MULTILINE)
+
+
+BAD_RULES = """\
+[channels.mail]
+url_env = "NOT_SET"
+
+[[rules]]
+name = "errors"
+metric = "eror_rate"
+above = 10
+
+[[rules]]
+name = "slow"
+metric = "p95"
+above = 10
+over = "5m"
+"""
+
+
+def test_check_config_names_every_problem_of_the_rules_by_its_line(tmp_path):
+    rules = tmp_path / "alerts.toml"
+    rules.write_text(BAD_RULES)
+    said = failure(command(tmp_path, "check-config", ORBIT_ALERTS="alerts.toml")).splitlines()
+
+    assert [line.partition(f"{rules}:")[2].split(":")[0] for line in said] == ["4", "13"]
+    assert "'eror_rate' is not known; there are error_rate" in said[0]
+    assert "over: there is no such setting; see docs/alerts.md" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param(None, "cannot be read: No such file or directory", id="no file"),
+        pytest.param("[[rules", "alerts.toml: ", id="no TOML"),
+        pytest.param(
+            '[channels.mail]\nurl_env = "NOT_SET"',
+            "alerts.toml:1: channel mail: the variable NOT_SET is not set: set it",
+            id="no address",
+        ),
+    ],
+)
+def test_check_config_fails_for_rules_that_cannot_be_taken(tmp_path, text, why):
+    if text is not None:
+        (tmp_path / "alerts.toml").write_text(text)
+    assert why in failure(command(tmp_path, "check-config", ORBIT_ALERTS="alerts.toml"))
 
 
 # ---------------------------------------------------------------- starting and stopping

@@ -132,6 +132,19 @@ def test_a_password_in_a_url_is_not_told(settings_of, problems_of):
     assert "hunter2" not in str(problems_of(ORBIT_HISTORY_URL="mysql://u:hunter2@h/d"))
 
 
+# ---------------------------------------------------------------- alerts
+
+
+@pytest.mark.parametrize("value", [None, "", "none"])
+def test_without_a_file_of_rules_there_are_none(settings_of, value):
+    assert settings_of(**({} if value is None else {"ORBIT_ALERTS": value})).alerts is None
+
+
+def test_a_file_of_rules_that_is_missing_is_no_reason_not_to_start(settings_of):
+    path = settings_of(ORBIT_ALERTS="not/there.toml").alerts
+    assert path == Path.cwd() / "not" / "there.toml"
+
+
 # ---------------------------------------------------------------- the socket
 
 

@@ -23,9 +23,10 @@ from orbit_rpc_schema.procedures import (
     Summary,
     WorkerView,
 )
+from orbit_service.plain import plain
 from orbit_service.top.answers import Answers, Questions, Unanswered
 from orbit_service.top.state import State, keys, press
-from orbit_service.top.view import Frame, count, cut, duration, fit, frame, plain, span
+from orbit_service.top.view import Frame, count, cut, duration, fit, frame, span
 
 # ---------------------------------------------------------------- what a service would answer
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from unicodedata import category
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from orbit_rpc_schema.wire import Json
+from orbit_service.plain import plain
 from orbit_service.top.answers import Answers, Unanswered
 from orbit_service.top.state import LARGEST_FIRST, PANES, Pane, Sort, State
 
 STYLES = {"healthy": "green", "warning": "yellow", "error": "bold red"}
 ELLIPSIS = "…"
-MOST_SHOWN = 400  # characters of one text; more is never on one line
 GAP = 2  # columns between two columns
 LEAST_SENTENCE = 20  # cells; with less, it has the line to itself
 LEAST_ROWS = 3  # of a pane that shares the terminal
@@ -508,22 +507,6 @@ def _line(
 
 
 # ---------------------------------------------------------------- texts
-
-
-def plain(text: str) -> str:
-    """A text of someone else's in one line: no control character, nothing that turns direction."""
-    if text.isascii() and text.isprintable():
-        return text[:MOST_SHOWN]
-    return "".join(map(_harmless, text[:MOST_SHOWN]))
-
-
-def _harmless(character: str) -> str:
-    if character in "\n\r\t\v\f\u2028\u2029":
-        return " "
-    kind = category(character)
-    if kind == "Cf" or "\ufe00" <= character <= "\ufe0f":
-        return ""  # joins or turns what is beside it; terminals do not agree how wide that is
-    return "\N{REPLACEMENT CHARACTER}" if kind[0] == "C" else character
 
 
 def cut(text: str, width: int) -> str:
