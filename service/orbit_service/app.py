@@ -5,24 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import cast
 
 from loguru import logger
 
-from orbit_rpc_schema.errors import Explained
+from orbit_rpc_schema.alerts import AuditEntry
+from orbit_rpc_schema.errors import BadRules, Explained
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health, Metrics, Selection, ServiceInfo, StateInfo
 from orbit_rpc_schema.wire import PROTOCOL
+from orbit_service.alerting.answers import make_alert_handlers
+from orbit_service.alerting.runner import Alerting, file_store
+from orbit_service.alerting.sources import OfNode
 from orbit_service.clock import wall_clock
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
+from orbit_service.core.outbox import Window
 from orbit_service.exported import Exported
 from orbit_service.manager import NOTHING_HANDED, Handed
 from orbit_service.past import Archived
 from orbit_service.program import VERSION, Program, run
 from orbit_service.report import Reporter
+from orbit_service.rpc.controls import Action
 from orbit_service.rpc.dispatch import Dispatcher
 from orbit_service.rpc.handlers import Clock, Create, make_handlers
 from orbit_service.rpc.live import Live
@@ -58,8 +66,29 @@ class Service(Program):
         self.collector = self.intake.collector
         self.workers = Workers(self.intake, clock)
         self.past = Archived(settings, self.intake, clock)
-        self.exported = Exported(settings, self.intake, self.past, clock)
         self._creates_runs = create is not None
+        self._source = OfNode(
+            lambda: self.collector,
+            self.past.archive,
+            settings.retention,
+            self.past.mine,
+            settings.stuck_after * 1000,
+            self._own_troubles,
+            self.started_ms,
+        )
+        self.alerting = Alerting(
+            settings.alerts,
+            settings.node,
+            self._source,
+            self.past.archive,
+            settings.retention,
+            partial(file_store, settings.state),
+            clock=clock,
+            create=create,
+            control=self._control,
+            history_of=self.past.mine,
+        )
+        self.exported = Exported(settings, self.intake, self.past, self.alerting, clock)
         handlers = make_handlers(
             self.collector,
             clock,
@@ -68,11 +97,13 @@ class Service(Program):
             health=self.health,
             past=self.past.answers,
             fleet=self.past.fleet,
+            alerts=make_alert_handlers(self.alerting),
             create=create,
         )
         self.dispatcher = Dispatcher(handlers)
         self.live = Live(handlers["worker.metrics"], clock, self.collector)
-        self.intake.on_closed = self.live.closed
+        self.intake.on_closed = self._closed
+        self.alerting.on_changed = self._alerts_changed
         self._unix: UnixServer | None = None
         self._inode = 0  # of the socket's file
         self._unreachable: str | None = None  # why no worker can connect
@@ -84,10 +115,29 @@ class Service(Program):
         self._start_state(stack)
         self.past.start(self, stack)
         self.exported.start(self, stack)
+        self.alerting.start(self, stack)
         self._start_unix(stack)
         self.repeat(EXPIRE_SECONDS, self._look, stack)
         reporter = Reporter(self.metrics)
         self.repeat(self.settings.metrics_interval / 1000, reporter.report, stack)
+
+    def _closed(self, windows: Mapping[int, Window]) -> None:
+        self.live.closed(windows)
+        self._source.saw(windows)
+        self.alerting.came()
+
+    async def _control(self, worker: str, action: str, pipeline: str | None) -> Mapping[str, str]:
+        return await self.workers.control(worker, cast(Action, action), pipeline)
+
+    async def _alerts_changed(self, changes: Sequence[AuditEntry]) -> None:
+        await self.live.alerts_changed(self.alerting.desk.board.alerts, changes)
+
+    async def reload(self) -> None:
+        if self.settings.alerts is None:
+            await super().reload()
+            return
+        with suppress(BadRules):  # the log and the health say what is wrong
+            await self.alerting.reload()
 
     def announce(self) -> None:
         handed = self.handed.workers is not None
@@ -166,8 +216,14 @@ class Service(Program):
             self.collector,
             self.settings.stuck_after * 1000,
             self.clock(),
-            [*self._state_troubles(), *self.past.troubles(), *self.exported.troubles()],
+            [*self._own_troubles(), *filter(None, [self.alerting.trouble])],
         )
+
+    def _own_troubles(self) -> Iterator[str]:
+        """What is wrong with the service, and not with what it counts."""
+        yield from self._state_troubles()
+        yield from self.past.troubles()
+        yield from self.exported.troubles()
 
     def _state_troubles(self) -> Iterator[str]:
         journal = self.intake.journal

@@ -12,6 +12,7 @@ from socket import gethostname
 from typing import TYPE_CHECKING
 
 from orbit_rpc_schema.errors import Explained
+from orbit_service.alerting.runner import Alerting
 from orbit_service.exporters.reading import Options, Own, Reader
 from orbit_service.exporters.scrape import Scraper
 from orbit_service.past import Archived
@@ -37,9 +38,17 @@ class NoOtlp(Explained):
 class Exported:
     """A node's exporters."""
 
-    def __init__(self, settings: Settings, intake: Intake, past: Archived, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        intake: Intake,
+        past: Archived,
+        alerting: Alerting,
+        clock: Clock,
+    ) -> None:
         self._intake = intake
         self._past = past
+        self._alerting = alerting
         self._started_ms = clock()
         # Faults are kept with the state, and some of them only with its next checkpoint:
         # what may go back is told as of the process, like what begins with it.
@@ -84,6 +93,7 @@ class Exported:
 
     def _own(self) -> Own:
         collector, journal = self._intake.collector, self._intake.journal
+        alerts = None if self._alerting.path is None else self._alerting.told()
         places = collector.places()
         return Own(
             version=VERSION,
@@ -93,6 +103,7 @@ class Exported:
                 "history": self._past.trouble is not None,
                 "series": any(kind.full for kind in places.values()),
                 **({"otlp": self._pusher.trouble is not None} if self._pusher else {}),
+                **({"alerts": self._alerting.trouble is not None} if alerts else {}),
             },
             faults={"scrapes": 0, **self.faults},
             waiting=max(collector.ledger.waiting, 0),
@@ -101,6 +112,7 @@ class Exported:
             history_waiting_bytes=collector.outbox.size,
             commits=None if journal is None else journal.commit_times.copy(),
             commit_failures=0 if journal is None else journal.failures,
+            alerts=alerts,
             pushes=None if self._pusher is None else dict(self._pusher.pushes),
             cpu_seconds=_cpu_seconds(),
             rss_bytes=_rss_bytes(),

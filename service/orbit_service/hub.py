@@ -8,13 +8,20 @@ knows nothing.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from uuid import uuid4
 
 from loguru import logger
 
-from orbit_rpc_schema.errors import Explained, HistoryUnavailable
+from orbit_rpc_schema.alerts import AuditEntry
+from orbit_rpc_schema.errors import BadRules, Explained, HistoryUnavailable
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.procedures import Health
+from orbit_service.alerting.answers import make_alert_handlers
+from orbit_service.alerting.runner import Alerting, shared_store
+from orbit_service.alerting.sources import OfFleet
 from orbit_service.clock import wall_clock
 from orbit_service.core.fleet import Fleet
 from orbit_service.core.health import Status
@@ -69,17 +76,43 @@ class Hub(Program):
         archive = Archive(self.history, "", lambda: nothing)
         fleet_now = self._watch.fleet
         past = Past(archive, settings.retention, clock, workers=fleet_now, fleet=fleet_now)
+        self.alerting = Alerting(
+            settings.alerts,
+            settings.node,
+            OfFleet(fleet_now, archive, settings.retention, settings.stuck_after * 1000, clock()),
+            archive,
+            settings.retention,
+            partial(shared_store, settings.history_url, f"{settings.node}/{uuid4().hex[:12]}"),
+            clock=clock,
+        )
         handlers = make_hub_handlers(
-            clock, version=VERSION, health=self.health, past=past, fleet=self._watch.fleet
+            clock,
+            version=VERSION,
+            health=self.health,
+            past=past,
+            fleet=self._watch.fleet,
+            alerts=make_alert_handlers(self.alerting),
         )
         self._dispatcher = Dispatcher(handlers)
         self._live = Live(handlers["worker.metrics"], clock)
+        self.alerting.on_changed = self._alerts_changed
         self._document = document(VERSION, ON_HUB)
 
     async def _start(self, stack: AsyncExitStack) -> None:
         stack.callback(self.history.close)
         await self._start_http(self._dispatcher, self._document, stack, self._live)
         self.spawn(self._watch.run(), stack)
+        self.alerting.start(self, stack)
+
+    async def _alerts_changed(self, changes: Sequence[AuditEntry]) -> None:
+        await self._live.alerts_changed(self.alerting.desk.board.alerts, changes)
+
+    async def reload(self) -> None:
+        if self.alerting.path is None:
+            await super().reload()
+            return
+        with suppress(BadRules):  # the log and the health say what is wrong
+            await self.alerting.reload()
 
     def announce(self) -> None:
         logger.info(
@@ -107,9 +140,11 @@ class Hub(Program):
         alive = len(fleet.others) - len(lost)
         workers = sum(worker.life is not None for worker in fleet.select(None))
         said = f"{alive} nodes alive, {workers} workers connected"
+        if (trouble := self.alerting.trouble) is not None:
+            said = f"{said}; {trouble}"
         if lost:
             return _health("error", f"{len(lost)} nodes lost: {', '.join(lost[:5])}; {said}", fleet)
-        return _health("healthy", said, fleet)
+        return _health("healthy" if trouble is None else "warning", said, fleet)
 
 
 def _health(status: Status, message: str, fleet: Fleet | None) -> Health:

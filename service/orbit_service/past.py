@@ -39,16 +39,17 @@ class Archived:
         self._intake = intake
         self._clock = clock
         self._node = settings.node
-        archive = Archive(self.history, settings.node, lambda: intake.collector.outbox)
+        self.archive = Archive(self.history, settings.node, lambda: intake.collector.outbox)
         fleet = Fleet(here=intake.collector)
+        # What many share holds others' windows too; those are the hub's to tell.
+        self.mine = settings.node if self.history.shared else None
         self.answers = Past(
-            archive,
+            self.archive,
             settings.retention,
             clock,
             workers=lambda: intake.collector,
             fleet=self.fleet,
-            # What many share holds others' windows too; those are the hub's to tell.
-            node=settings.node if self.history.shared else None,
+            node=self.mine,
         )
         self._watch = Watch(self.history, fleet, lambda: intake.collector.outbox.instance)
         self._publisher: Publisher | None = None

@@ -80,6 +80,10 @@ class Program(ABC):
     async def drain(self, cut_short: asyncio.Event) -> None:
         """Wait for what ought to end before us; no longer than until `cut_short` is set."""
 
+    async def reload(self) -> None:
+        """Read again what can be read again, at SIGHUP."""
+        logger.info("there is nothing to read again: no file of rules is set")
+
     async def stop(self) -> None:
         """Undo what `start` did, in reverse."""
         await self._stack.aclose()
@@ -227,6 +231,14 @@ async def run(make: Callable[[Handed], Program]) -> None:
     for sentence in warnings(program.settings):
         logger.warning(sentence)
     program.announce()
+    reloading: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(program.reload())
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     notify("READY=1", "STATUS=takes runs", patience=1.0)
     loop.call_later(FREEZE_SECONDS, gc.freeze)
     async with AsyncExitStack() as watched:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orbit_rpc_schema.alerts import (
     Acknowledged,
@@ -16,6 +16,7 @@ from orbit_rpc_schema.alerts import (
     Backtest,
     BacktestParams,
     ChannelView,
+    Phase,
     Reloaded,
     RuleList,
     RuleView,
@@ -42,12 +43,13 @@ from orbit_service.core.rollup import (
     parse_duration,
     segments,
 )
-from orbit_service.history.archive import start_thread
 from orbit_service.history.port import Wanted
 from orbit_service.notify.courier import NotSent as NotTaken
+from orbit_service.notify.delivery import Tally
 from orbit_service.rpc.handlers import Handler
 from orbit_service.rpc.past import explained
 from orbit_service.rpc.times import parse_time
+from orbit_service.threads import start_thread
 
 MAX_LOOKS = 50_000  # of a test: 11,000 are a week of minutes
 
@@ -100,7 +102,7 @@ class _Answers:
             dry_run=file.recovery.dry_run,
         )
 
-    def _rule(self, rule: Rule, phases: Counter[tuple[str, str]]) -> RuleView:
+    def _rule(self, rule: Rule, phases: Counter[tuple[str, Phase]]) -> RuleView:
         desk = self._alerting.desk
         left_out = desk.sums.left_out(rule)
         full = f"{left_out} rows of further matches had no place" if left_out else None
@@ -127,7 +129,10 @@ class _Answers:
 
     def _channel(self, name: str) -> ChannelView:
         alerting = self._alerting
-        channel, counts = alerting.desk.file.channels[name], alerting.delivery.counts(name)
+        channel, counts = (
+            alerting.desk.file.channels[name],
+            alerting.delivery.tallies.get(name, Tally()),
+        )
         return ChannelView(
             name=name,
             kind=channel.kind,
@@ -200,7 +205,9 @@ class _Answers:
             raise NoSuchChannel(channel=params.channel, known=", ".join(channels) or "none")
         began = time.monotonic()
         try:
-            await alerting.delivery.send_now(params.channel, alerting.desk.test_message())
+            await alerting.delivery.send_now(
+                params.channel, alerting.desk.test_message(alerting.clock())
+            )
         except NotTaken as error:
             raise NotSent(channel=params.channel, why=str(error)) from None
         return TestSent(seconds=round(time.monotonic() - began, 3))
@@ -237,13 +244,13 @@ class _Answers:
                 hours = await alerting.archive.read(compared, lambda: Hours(rules), lambda h: h)
             recorded = await alerting.archive.read(wanted, Recorded, lambda found: found)
             return await start_thread(
-                lambda: backtest(rules, recorded, hours, from_ms, to_ms, step_ms)
+                lambda: backtest(rules, recorded, hours, from_ms, to_ms, step_ms), "orbit-alerts"
             )
         except TooMuch as error:
             raise InvalidParams(problems=[str(error)]) from None
 
 
-def _level(kept: tuple[Level, ...] | list[Level], from_ms: int, now_ms: int) -> int:
+def _level(kept: Sequence[Level], from_ms: int, now_ms: int) -> int:
     """The finest level that is kept for all of it."""
     for number, level in enumerate(kept):
         if from_ms - from_ms % level.window_ms >= now_ms - level.kept_ms:

@@ -24,17 +24,19 @@ from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
 from orbit_service.alerts.desk import Desk, Errors, Seen
 from orbit_service.alerts.facts import Facts
-from orbit_service.alerts.recovery import Act
 from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
+from orbit_service.alerts.recovery import Act
 from orbit_service.alerts.rules import RuleFile, RulesFailed, read_rules
 from orbit_service.clock import wall_clock
 from orbit_service.core.outbox import Window
 from orbit_service.core.rollup import HOUR_MS, Level, segments
-from orbit_service.history.archive import Archive, start_thread
+from orbit_service.exporters.reading import AlertsNow
+from orbit_service.history.archive import Archive
 from orbit_service.history.port import Wanted
-from orbit_service.notify.courier import AppriseCourier
+from orbit_service.notify.courier import AppriseCourier, check
 from orbit_service.notify.delivery import Delivery
 from orbit_service.rpc.handlers import Clock, Create
+from orbit_service.threads import start_thread
 
 if TYPE_CHECKING:
     from orbit_service.program import Program
@@ -92,7 +94,6 @@ class Alerting:
         self.loaded_ms: int | None = None
         self.evaluates = False
         self.actions: Counter[tuple[str, str]] = Counter()  # by kind and outcome
-        self.courier = AppriseCourier()
         self.archive = archive
         self.history_of = history_of
         self.kept = kept
@@ -113,7 +114,7 @@ class Alerting:
         self._wall_ms, self._monotonic = clock(), time.monotonic()
         self._performer = Performer(create, control, environ)
         self._acting: set[asyncio.Task[None]] = set()
-        self.delivery = Delivery(_Outbox(self), self.courier, clock)
+        self.delivery = Delivery(_Outbox(self), AppriseCourier(), clock)
         if path is not None:
             with suppress(BadRules):
                 self._take(self._read())
@@ -137,6 +138,29 @@ class Alerting:
             return f"alerts cannot be written ({self._desk.trouble}); they are kept in memory"
         return None
 
+    def told(self) -> AlertsNow:
+        """What exporters tell."""
+        desk = self._desk
+        firing: Counter[tuple[str, str]] = Counter()
+        for rule in desk.file.rules:
+            firing[rule.name, rule.severity] = 0
+        for alert in desk.board.alerts:
+            firing[alert.rule, alert.severity] += alert.phase == "firing"
+        return AlertsNow(
+            firing,
+            {
+                (name, outcome): count
+                for name, tally in self.delivery.tallies.items()
+                for outcome, count in (
+                    ("sent", tally.sent),
+                    ("failed", tally.failed),
+                    ("given up", tally.given_up),
+                )
+            },
+            dict(self.actions),
+            desk.board.evaluated_at,
+        )
+
     def came(self) -> None:
         """Windows have closed: look soon."""
         self._come.set()
@@ -147,7 +171,7 @@ class Alerting:
             raise NoRules
         async with self._lock:
             before = self._desk.board
-            done = await start_thread(lambda: act(self._desk))
+            done = await start_thread(lambda: act(self._desk), "orbit-alerts")
         if self._desk.board is not before:
             await self.on_changed([])
         self._wake()
@@ -158,9 +182,10 @@ class Alerting:
         if self.path is None:
             raise NoRules
         async with self._lock:
-            rules = await start_thread(self._read)
+            rules = await start_thread(self._read, "orbit-alerts")
             changed = self._take(rules)
-            await start_thread(lambda: self._desk.reloaded(changed, self.clock()))
+            self.delivery.use(rules.channels)
+            await start_thread(lambda: self._desk.reloaded(changed, self.clock()), "orbit-alerts")
         logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
         self._come.set()
         return changed
@@ -173,7 +198,7 @@ class Alerting:
             refused = [
                 f"{self.path}: channel {name}: {why}"
                 for name, channel in rules.channels.items()
-                if (why := self.courier.check(channel.address)) is not None
+                if (why := check(channel.address)) is not None
             ]
             if refused:
                 raise RulesFailed(refused)
@@ -188,7 +213,6 @@ class Alerting:
         changed = self._desk.use(rules)
         self.loaded_ms = self.clock()
         self._before_at = float("-inf")
-        self.delivery.use(rules.channels)
         return changed
 
     # ------------------------------------------------------------ looking
@@ -204,11 +228,12 @@ class Alerting:
             if self._acting:
                 await asyncio.wait(self._acting, timeout=STOP_SECONDS)
             if self._store is not None:
-                leaving = start_thread(self._leave)
+                leaving = start_thread(self._leave, "orbit-alerts")
                 await asyncio.wait([leaving], timeout=STOP_SECONDS)
 
         stack.push_async_callback(stop)
-        program.spawn(self.delivery.run(), stack)
+        self.delivery.use(self._desk.file.channels)
+        stack.push_async_callback(self.delivery.stop)
         program.spawn(self._run(), stack)
 
     def _leave(self) -> None:
@@ -249,7 +274,7 @@ class Alerting:
             before = await self._to_compare(now_ms)
             seen = Seen(windows, facts, before, errors, step_ms)
             try:
-                told = await start_thread(lambda: self._desk.look(seen, now_ms))
+                told = await start_thread(lambda: self._desk.look(seen, now_ms), "orbit-alerts")
             except LeaseLost:
                 logger.warning("another hub evaluates the rules now")
                 self._opened = self.evaluates = False
@@ -265,13 +290,13 @@ class Alerting:
     async def _may_look(self) -> bool:
         """Open the store at first; of hubs see whether this is the one that evaluates."""
         if self._store is None and not self._opened:
-            self._store = await start_thread(self._make_store)
-        if self._store is not None and not await start_thread(self._take_lease):
+            self._store = await start_thread(self._make_store, "orbit-alerts")
+        if self._store is not None and not await start_thread(self._take_lease, "orbit-alerts"):
             self._opened = self.evaluates = False
             self._trouble = None
             return False
         if not self._opened:
-            await start_thread(self._open)
+            await start_thread(self._open, "orbit-alerts")
             self._opened = True
         return True
 
@@ -367,7 +392,7 @@ class _Outbox:
     async def delivered(self, parcel: Parcel, now_ms: int) -> None:
         await self._change(lambda desk: desk.delivered(parcel, now_ms))
 
-    async def failed(self, parcel: Parcel, why: str, next_ms: int) -> None:
+    async def failed(self, parcel: Parcel, _why: str, next_ms: int) -> None:
         await self._change(lambda desk: desk.failed(parcel, next_ms))
 
     async def gave_up(self, parcel: Parcel, why: str, now_ms: int) -> None:
@@ -377,3 +402,21 @@ class _Outbox:
         with suppress(LeaseLost):
             await self._alerting.change(act)
 
+
+def file_store(folder: Path | None) -> Store | None:
+    """Where a node keeps its alerts; None where it keeps nothing."""
+    if folder is None:
+        return None
+    # SQLAlchemy is slow to import.
+    from orbit_service.alerts.store import FILE, AlertStore
+    from orbit_service.history.engines import sqlite_file
+
+    return AlertStore(sqlite_file(folder / FILE))
+
+
+def shared_store(url: str, holder: str) -> Store:
+    """Where hubs keep theirs, of which one evaluates."""
+    from orbit_service.alerts.store import AlertStore
+    from orbit_service.history.engines import checked_url, postgres
+
+    return AlertStore(postgres(checked_url(url)), holder)

@@ -37,7 +37,7 @@ class OfNode:
         collector: Callable[[], Collector],
         archive: Archive,
         kept: Sequence[Level],
-        node: str,
+        node: str | None,
         stuck_after_ms: int,
         troubles: Callable[[], Iterable[str]],
         since_ms: int,
@@ -94,7 +94,9 @@ class OfNode:
         if not self._errors_read:
             self._errors_read = True
             try:
-                texts = await self._archive.error_texts(Wanted([], node=self._node, runs=False, errors=True))
+                texts = await self._archive.error_texts(
+                    Wanted([], node=self._node, runs=False, errors=True)
+                )
                 _keep(self._errors, ((key, text) for (_node, key), text in texts.items()))
             except HistoryUnavailable as error:
                 logger.warning("the newest errors cannot be read: {}", error.message)
@@ -159,7 +161,7 @@ async def read_past(
 
 
 def past_of(kept: Sequence[Level], longest_ms: int, end_ms: int) -> list[Segment]:
-    """The last minutes in the finest windows, because rules slide over them; the rest by minutes."""
+    """The last minutes in the finest windows, which rules slide over; the rest by minutes."""
     fine, minute = kept[0].window_ms, kept[1].window_ms
     cut_ms = end_ms - FINE_MS
     cut_ms -= cut_ms % minute
@@ -169,9 +171,7 @@ def past_of(kept: Sequence[Level], longest_ms: int, end_ms: int) -> list[Segment
     return [Segment(1, start_ms - start_ms % minute, cut_ms), Segment(0, cut_ms, end_ms)]
 
 
-def _keep(
-    errors: dict[tuple[str, str], Newest], texts: Iterable[tuple[Key, ErrorText]]
-) -> None:
+def _keep(errors: dict[tuple[str, str], Newest], texts: Iterable[tuple[Key, ErrorText]]) -> None:
     """The newest of each pipeline and worker."""
     for key, text in texts:
         pair = (key.pipeline, key.worker)

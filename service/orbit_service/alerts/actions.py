@@ -32,7 +32,7 @@ from orbit_rpc_schema.errors import OrbitError
 from orbit_rpc_schema.wire import as_text
 from orbit_service.alerts.recovery import Act
 from orbit_service.alerts.rules import Action
-from orbit_service.history.archive import start_thread
+from orbit_service.threads import start_thread
 
 AT_ONCE = 4  # acts; so many slow ones hold the next up, and not the machine
 END_SECONDS = 2.0  # from SIGTERM to SIGKILL, and from there until it is given up
@@ -115,7 +115,7 @@ class Performer:
             )
         try:
             async with asyncio.timeout(seconds):
-                id = await start_thread(partial(self._create, act.pipeline, input))
+                id = await start_thread(partial(self._create, act.pipeline, input), "orbit-alerts")
         except TimeoutError:
             why = "the run may be put in yet"
             return Outcome("timed out", f"no answer within {seconds:g} s; {why}")

@@ -580,9 +580,9 @@ class Desk:
         mailbox = self._mailboxes.get(channel)
         return 0 if mailbox is None else mailbox.held_back
 
-    def test_message(self) -> Message:
+    def test_message(self, now_ms: int) -> Message:
         """What a channel is sent to see that it works."""
-        return Message(uuid4().hex, time.time_ns() // 1_000_000, self._node, [], test=True)
+        return Message(uuid4().hex, now_ms, self._node, [], test=True)
 
     def _leave(self, parcel: Parcel) -> None:
         self.parcels.pop(parcel.key, None)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from orbit_service.core.cumulative import Pair, Series
 from orbit_service.core.histogram import Histogram
 from orbit_service.core.stats import Stats
-from orbit_service.exporters.reading import Counts, Options, Own, Reading
+from orbit_service.exporters.reading import AlertsNow, Counts, Options, Own, Reading
 
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
@@ -65,6 +65,8 @@ def families(reading: Reading, options: Options) -> Iterator[Family]:
         yield from _of_intake(reading.counts, reading.own)
     if reading.own is not None:
         yield from _of_service(reading.own)
+        if reading.own.alerts is not None:
+            yield from _of_alerts(reading.own.alerts, reading.own.started_ms)
 
 
 # ---------------------------------------------------------------- what ran
@@ -447,6 +449,47 @@ def _of_service(own: Own) -> Iterator[Family]:
         otel="process.memory.usage",
         otel_unit="By",
     )
+
+
+def _of_alerts(alerts: AlertsNow, started_ms: int) -> Iterator[Family]:
+    yield Family(
+        "orbit_alerts_firing",
+        "gauge",
+        "Alerts that fire now; a rule that is well is told of with 0.",
+        ("rule", "severity"),
+        (Sample(labels, n) for labels, n in sorted(alerts.firing.items())),
+        otel="orbit.alerts.firing",
+        otel_unit="{alert}",
+    )
+    yield Family(
+        "orbit_notifications",
+        "counter",
+        "Messages to people by channel and outcome: sent, failed (a try), given up.",
+        ("channel", "outcome"),
+        (Sample(labels, n, started_ms) for labels, n in sorted(alerts.notifications.items())),
+        otel="orbit.notifications",
+        otel_unit="{message}",
+    )
+    yield Family(
+        "orbit_actions",
+        "counter",
+        "Actions of rules by what they are and what came of them.",
+        ("action", "outcome"),
+        (Sample(labels, n, started_ms) for labels, n in sorted(alerts.actions.items())),
+        otel="orbit.actions",
+        otel_unit="{action}",
+    )
+    if alerts.evaluated_ms is not None:
+        yield Family(
+            "orbit_alerts_evaluated_time_seconds",
+            "gauge",
+            "When the rules were last looked at.",
+            (),
+            [Sample((), alerts.evaluated_ms / 1000)],
+            unit="seconds",
+            otel="orbit.alerts.evaluated",
+            otel_unit="s",
+        )
 
 
 # ---------------------------------------------------------------- helpers

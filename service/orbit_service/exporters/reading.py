@@ -68,6 +68,16 @@ class QueueNow:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertsNow:
+    """What fires now by rule and severity, and what was done since the process began."""
+
+    firing: Mapping[tuple[str, str], int]
+    notifications: Mapping[tuple[str, str], int]  # by channel and outcome
+    actions: Mapping[tuple[str, str], int]  # by kind and outcome
+    evaluated_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Own:
     """What the service says about itself; all of it begins anew with the process."""
 
@@ -81,6 +91,7 @@ class Own:
     history_waiting_bytes: int
     commits: Stats | None = None  # durations of commits, where there is a disk
     commit_failures: int = 0
+    alerts: AlertsNow | None = None  # where there are rules
     pushes: Mapping[str, int] | None = None  # by outcome, where there is where to push
     cpu_seconds: float = 0.0
     rss_bytes: int = 0

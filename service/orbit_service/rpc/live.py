@@ -12,11 +12,12 @@ import asyncio
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any
 
+from orbit_rpc_schema.alerts import Alert, AlertsChanged, AlertsSubscribeParams, AuditEntry
 from orbit_rpc_schema.errors import (
     NoSuchSubscription,
     NotOnHub,
@@ -55,6 +56,7 @@ AT_ONCE = 25  # listeners; some 50 us each, in which no worker is heard
 
 UPDATE = "worker.update"
 ENDED = "runs.ended"
+ALERTS = "alerts.changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,14 @@ class _Runs(_Subject):
         return self.asked.worker in (None, worker) and self.asked.pipeline in (None, pipeline)
 
 
+class _Alerts(_Subject):
+    """alerts.subscribe"""
+
+    def __init__(self, name: str, asked: AlertsSubscribeParams) -> None:
+        super().__init__(name)
+        self.asked = asked
+
+
 class Live:
     """All subscriptions of a service, or of a hub, which has no runs to tell of.
 
@@ -168,6 +178,7 @@ class Live:
         self._clock = clock
         self._totals: dict[str, _Totals] = {}
         self._runs: dict[str, _Runs] = {}
+        self._alerts: dict[str, _Alerts] = {}
         self._ended = EndedRuns()
         if collector is not None:
             collector.on_ended = self._ended.add
@@ -186,20 +197,27 @@ class Live:
                 subscribed = self._add(listener, self._runs, _Runs, asked)
                 self._ended.wanted = True
                 return subscribed
+            case AlertsSubscribeParams():
+                return self._add(listener, self._alerts, _Alerts, asked)
         if not self._remove(listener, asked.subscription):
             raise NoSuchSubscription(subscription=asked.subscription)
         return Unsubscribed()
 
     def leave(self, listener: Listener) -> None:
-        for name in [*self._totals, *self._runs]:
-            self._remove(listener, name)
+        for subjects in self._subjects:
+            for name in list(subjects):
+                self._remove(listener, name)
+
+    @property
+    def _subjects(self) -> tuple[dict[str, Any], ...]:
+        return self._totals, self._runs, self._alerts
 
     def _add(
         self, listener: Listener, subjects: dict[str, Any], make: Any, asked: Any
     ) -> Subscription:
         name = f"{make.__doc__} {asked.model_dump_json(by_alias=True, exclude_none=True)}"
         subject = subjects.get(name) or make(name, asked)
-        held = sum(listener in s.listeners for s in (*self._totals.values(), *self._runs.values()))
+        held = sum(listener in s.listeners for kind in self._subjects for s in kind.values())
         if listener not in subject.listeners and held >= MAX_SUBJECTS:
             raise TooManySubscriptions(limit=MAX_SUBJECTS)
         subjects[name] = subject
@@ -207,7 +225,7 @@ class Live:
         return Subscription(subscription=name)
 
     def _remove(self, listener: Listener, name: str) -> bool:
-        for subjects in (self._totals, self._runs):
+        for subjects in self._subjects:
             subject = subjects.get(name)
             if subject is not None and listener in subject.listeners:
                 subject.listeners.remove(listener)
@@ -241,6 +259,16 @@ class Live:
             return  # a hub that cannot read the fleet now; its health says so
         update = WorkerUpdate(subscription=subject.name, metrics=metrics, window=subject.window)
         await subject.tell(UPDATE, update, 1)
+
+    async def alerts_changed(
+        self, alerts: Sequence[Alert], changes: Sequence[AuditEntry], missed: int = 0
+    ) -> None:
+        """Tell of what fires now, and of what has changed, newest first."""
+        for subject in list(self._alerts.values()):
+            told = AlertsChanged(
+                subscription=subject.name, alerts=list(alerts), changes=list(changes)
+            )
+            await subject.tell(ALERTS, told, 1, missed)
 
     def closed(self, windows: Mapping[int, Window]) -> None:
         """Windows have closed; what comes late for one closes it once more, with that alone."""
