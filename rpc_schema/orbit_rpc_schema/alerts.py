@@ -67,9 +67,9 @@ class SilenceParams(Model):
         description="label -> pattern with * and ?; rule, severity, worker, pipeline, step, queue "
         "or a rule's own label. An alert that all of them match is silenced",
     )
-    duration: Duration = Field("1h", description="from now")
     reason: Text
     who: Who
+    duration: Duration = Field("1h", description="from now")
 
 
 class UnsilenceParams(Model):
