@@ -26,7 +26,7 @@ from orbit_service.alerts.desk import Desk, Errors, Seen
 from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
 from orbit_service.alerts.recovery import Act
-from orbit_service.alerts.rules import RuleFile, RulesFailed, read_rules
+from orbit_service.alerts.rules import Action, RuleFile, RulesFailed, read_rules
 from orbit_service.clock import wall_clock
 from orbit_service.core.outbox import Window
 from orbit_service.core.rollup import HOUR_MS, Level, segments
@@ -281,8 +281,8 @@ class Alerting:
                 return
             acts, self._desk.acts = self._desk.acts, []
         self._trouble, self.evaluates = None, True
-        for act in acts:
-            self._begin(act)
+        for act, action in acts:
+            self._begin(act, action)
         if told:
             await self.on_changed(told)
         self._wake()
@@ -353,20 +353,15 @@ class Alerting:
 
     # ------------------------------------------------------------ acting
 
-    def _begin(self, act: Act) -> None:
-        task = asyncio.create_task(self._perform(act))
+    def _begin(self, act: Act, action: Action) -> None:
+        task = asyncio.create_task(self._perform(act, action))
         self._acting.add(task)
         task.add_done_callback(self._acting.discard)
 
-    async def _perform(self, act: Act) -> None:
-        rule = self._desk.file.by_name.get(act.rule)
-        if rule is None or act.action >= len(rule.actions):
-            outcome, text = "refused", "the rule has changed"
-        else:
-            severity, labels, value = self._desk.about(act)
-            context = Context(severity, labels, value)
-            came = await self._performer.perform(act, rule.actions[act.action], context)
-            outcome, text = came.outcome, came.text
+    async def _perform(self, act: Act, action: Action) -> None:
+        severity, labels, value = self._desk.about(act)
+        came = await self._performer.perform(act, action, Context(severity, labels, value))
+        outcome, text = came.outcome, came.text
         self.actions[act.kind, outcome] += 1
         logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, text)
         with suppress(LeaseLost):

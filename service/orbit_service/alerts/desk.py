@@ -50,7 +50,7 @@ from orbit_service.alerts.records import (
     Unwritten,
 )
 from orbit_service.alerts.recovery import Act, Case, Escalation, Logbook, Refusal
-from orbit_service.alerts.rules import NO_RULES, Rule, RuleFile
+from orbit_service.alerts.rules import NO_RULES, Action, Rule, RuleFile
 from orbit_service.alerts.silences import MAX_SILENCES, Silence, silenced_by
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.outbox import GRACE_MS, ErrorText, Window
@@ -126,7 +126,7 @@ class Desk:
         self.parcels: dict[str, Parcel] = {}
         self.lost = 0  # messages and entries for which there was no place
         self.sums = Sums(())
-        self.acts: list[Act] = []  # decided on, to be performed
+        self.acts: list[tuple[Act, Action]] = []  # decided on, to be performed
         self.refusals = 0  # of actions
         self._logbook = Logbook()
         self._node = node
@@ -335,7 +335,8 @@ class Desk:
         for decision in decisions:
             match decision:
                 case Act():
-                    self.acts.append(decision)
+                    action = self._rules[decision.rule].actions[decision.action]
+                    self.acts.append((decision, action))
                     if not decision.dry:
                         self._acted(decision, "started", decision.text, now_ms)
                 case Refusal():
@@ -346,6 +347,14 @@ class Desk:
                     if subject is not None:
                         self._notes.setdefault(subject, Note()).escalated = not decision.dry
                     self._acted(decision, "escalated", decision.text, now_ms)
+
+    def _drop_acts(self, now_ms: int) -> None:
+        """Do nothing that is not written down: after a crash it would be done again."""
+        for act, _action in self.acts:
+            recovery.finished(self._logbook, act, now_ms, done=False)
+            self.refusals += 1
+            self._acted(act, "refused", "it cannot be written down before it is done", now_ms)
+        self.acts = []
 
     def acted(self, act: Act, outcome: str, text: str, now_ms: int) -> None:
         """An act has ended."""
@@ -459,6 +468,8 @@ class Desk:
 
     def _finish(self, looked: Looked, now_ms: int) -> list[AuditEntry]:
         self._commit()
+        if self.trouble is not None and self._store is not None:
+            self._drop_acts(now_ms)
         told, self._told = self._told, []
         self._show(now_ms, looked)
         return [view_of(0, entry) for entry in reversed(told[-MAX_TOLD:])]
