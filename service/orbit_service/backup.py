@@ -1,5 +1,5 @@
 """
-Copy the state and the history of a service that may go on running.
+Copy the state, the history and the alerts of a service that may go on running.
 
 By SQLite's own backup (sqlite.org/backup.html): each file as it was at one moment, without
 holding up the writer. The state first: what it has already given to the history is then in
@@ -21,6 +21,7 @@ from orbit_rpc_schema.errors import Explained
 from orbit_service.history import late
 from orbit_service.state import store
 
+ALERTS = "alerts.sqlite"  # whose module takes half a second to import
 UNFINISHED = ".unfinished"
 BEGIN_SECONDS = 3.0  # for a service that starts to make its tables
 
@@ -49,12 +50,12 @@ def back_up(state: Path, target: Path) -> list[Path]:
             unfinished.mkdir(mode=0o700)
             try:
                 copies = []
-                for name in (store.FILE, late.FILE):
+                for name in (store.FILE, late.FILE, ALERTS):
                     source = state / name
                     if source.is_file():
                         _copy(source, unfinished / name)
                         copies.append(name)
-                # Both or none, and the history first: one that is ahead of its state is found
+                # All or none, and the history before the state: one that is ahead of its state is found
                 # to be, and one that is behind is not.
                 for name in reversed(copies):
                     (unfinished / name).replace(target / name)

@@ -153,7 +153,7 @@ class _Answers:
                 raise BadRange(f"from ({from_ms}) has to be before to ({to_ms})")
         if alerting.path is None:
             return AuditLog(entries=[], more=False)
-        found = await alerting.change(
+        found = await alerting.ask(
             lambda desk: desk.history(
                 from_ms,
                 to_ms,

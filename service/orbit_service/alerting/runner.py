@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from loguru import logger
 
 from orbit_rpc_schema.alerts import AuditEntry
-from orbit_rpc_schema.errors import BadRules, HistoryUnavailable, NoRules
+from orbit_rpc_schema.errors import AlertsUnavailable, BadRules, HistoryUnavailable, NoRules
 from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
 from orbit_service.alerts.desk import Desk, Errors, Seen
@@ -27,6 +27,7 @@ from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
 from orbit_service.alerts.recovery import Act
 from orbit_service.alerts.rules import Action, RuleFile, RulesFailed, read_rules
+from orbit_service.alerts.sums import Sums
 from orbit_service.clock import wall_clock
 from orbit_service.core.outbox import Window
 from orbit_service.core.rollup import HOUR_MS, Level, segments
@@ -46,6 +47,7 @@ STEP_MS = 5_000  # a clock that differs by more from one that nobody sets was se
 RETRY_SECONDS = 30.0  # where the past, or the database, could not be read
 BEFORE_SECONDS = 600.0  # what there is to compare with changes by the hour
 STOP_SECONDS = 5.0
+OPEN_SECONDS = 5.0  # for what was kept to be read, before somebody is told to come again
 
 T = TypeVar("T")
 Told = Callable[[Sequence[AuditEntry]], Awaitable[None]]
@@ -60,8 +62,8 @@ class Source(Protocol):
 
     hub: bool
 
-    async def look(self, desk: Desk, now_ms: int) -> Sequence[tuple[int, Window]]:
-        """What the desk's sums lack: windows that have closed. Raises HistoryUnavailable."""
+    async def look(self, sums: Sums, now_ms: int) -> Sequence[tuple[int, Window]]:
+        """What the sums lack: windows that have closed. Raises HistoryUnavailable."""
 
     def facts(self, now_ms: int) -> Facts:
         """What is so now. Raises HistoryUnavailable."""
@@ -104,7 +106,7 @@ class Alerting:
         self._store: Store | None = None
         self._node = node
         self._desk = Desk(node, None)
-        self._opened = False
+        self._is_open = asyncio.Event()  # the desk has what was kept
         self._trouble: str | None = None  # why nothing is evaluated
         self._lock = asyncio.Lock()
         self._come = asyncio.Event()
@@ -165,27 +167,57 @@ class Alerting:
         """Windows have closed: look soon."""
         self._come.set()
 
-    async def change(self, act: Callable[[Desk], T]) -> T:
-        """Do something at the desk, in a thread, alone. Raises NoRules and what `act` raises."""
+    async def ask(self, act: Callable[[Desk], T]) -> T:
+        """Ask something at the desk, in a thread, alone. Raises NoRules and what `act` raises."""
         if self.path is None:
             raise NoRules
+        await self._be_open()
         async with self._lock:
+            return await self._alone(lambda: act(self._desk))
+
+    async def change(self, act: Callable[[Desk], T]) -> T:
+        """The same for what changes something. Raises AlertsUnavailable where another does it."""
+        if self.path is None:
+            raise NoRules
+        await self._be_open()
+        async with self._lock:
+            if not self.evaluates and self._source.hub:
+                raise AlertsUnavailable(why="another hub evaluates the rules: ask that one")
             before = self._desk.board
-            done = await start_thread(lambda: act(self._desk), "orbit-alerts")
+            done = await self._alone(lambda: act(self._desk))
         if self._desk.board is not before:
             await self.on_changed([])
         self._wake()
         return done
+
+    async def _be_open(self) -> None:
+        """Wait a moment for what was kept to be read, at the start."""
+        try:
+            await asyncio.wait_for(self._is_open.wait(), OPEN_SECONDS)
+        except TimeoutError:
+            raise AlertsUnavailable(why=self._trouble or "the service has just started") from None
+
+    async def _alone(self, work: Callable[[], T]) -> T:
+        """Do it in a thread, and hold the lock until it has ended, though nobody waits for it."""
+        done = start_thread(work, "orbit-alerts")
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done], timeout=STOP_SECONDS)
+            if done.done() and not done.cancelled():
+                done.exception()
+            raise
 
     async def reload(self) -> list[str]:
         """Take the file as it is now. Raises NoRules, BadRules; a bad file changes nothing."""
         if self.path is None:
             raise NoRules
         async with self._lock:
-            rules = await start_thread(self._read, "orbit-alerts")
+            rules = await self._alone(self._read)
             changed = self._take(rules)
             self.delivery.use(rules.channels)
-            await start_thread(lambda: self._desk.reloaded(changed, self.clock()), "orbit-alerts")
+            if self.evaluates:
+                await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
         logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
         self._come.set()
         return changed
@@ -267,17 +299,24 @@ class Alerting:
         async with self._lock:
             if not await self._may_look():
                 return
+        sums = self._desk.sums
+        # Which may take long, and holds nobody up.
+        windows = await self._source.look(sums, self.clock())
+        errors = await self._source.errors()
+        before = await self._to_compare(self.clock())
+        async with self._lock:
+            if self._desk.sums is not sums:
+                self._come.set()  # other rules came meanwhile, and need all that has closed
+                return
             now_ms, step_ms = self._time()
-            windows = await self._source.look(self._desk, now_ms)
-            facts = self._source.facts(now_ms)
-            errors = await self._source.errors()
-            before = await self._to_compare(now_ms)
-            seen = Seen(windows, facts, before, errors, step_ms)
+            seen = Seen(
+                windows, self._source.facts(now_ms), before, errors, step_ms, self._source.hub
+            )
             try:
-                told = await start_thread(lambda: self._desk.look(seen, now_ms), "orbit-alerts")
+                told = await self._alone(lambda: self._desk.look(seen, now_ms))
             except LeaseLost:
                 logger.warning("another hub evaluates the rules now")
-                self._opened = self.evaluates = False
+                self._close()
                 return
             acts, self._desk.acts = self._desk.acts, []
         self._trouble, self.evaluates = None, True
@@ -289,22 +328,25 @@ class Alerting:
 
     async def _may_look(self) -> bool:
         """Open the store at first; of hubs see whether this is the one that evaluates."""
-        if self._store is None and not self._opened:
-            self._store = await start_thread(self._make_store, "orbit-alerts")
-        if self._store is not None and not await start_thread(self._take_lease, "orbit-alerts"):
-            self._opened = self.evaluates = False
-            self._trouble = None
-            return False
-        if not self._opened:
-            await start_thread(self._open, "orbit-alerts")
-            self._opened = True
+        if self._store is None and not self._is_open.is_set():
+            self._store = await self._alone(self._make_store)
+        if self._store is not None and self._source.hub:
+            if not await self._alone(self._store.take_lease):
+                self._close()
+                await self._alone(self._open)  # to answer what the other has found
+                self._is_open.set()
+                return False
+            if not self.evaluates:
+                self._close()
+        if not self._is_open.is_set():
+            await self._alone(self._open)
+            await self._alone(lambda: self._desk.interrupted(self.clock()))
+            self._is_open.set()
         return True
 
-    def _take_lease(self) -> bool:
-        assert self._store is not None
-        if self._source.hub:
-            return self._store.take_lease()
-        return True
+    def _close(self) -> None:
+        self.evaluates, self._trouble = False, None
+        self._is_open.clear()
 
     def _open(self) -> None:
         """Go on from what is kept; what cannot be read now is not waited for by a node."""
@@ -317,7 +359,7 @@ class Alerting:
             desk.trouble = str(error)
             logger.error("alerts cannot be read: {}; they begin anew", error)
         desk.use(self._desk.file)
-        desk.interrupted(self.clock())
+        desk.show(self.clock())
         self._desk = desk
 
     def _time(self) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from loguru import logger
 
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerts.backtest import Recorded, TooMuch
-from orbit_service.alerts.desk import Desk, Errors, Newest
+from orbit_service.alerts.desk import Errors, Newest
 from orbit_service.alerts.facts import Facts, facts_here, facts_of
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
@@ -62,11 +62,11 @@ class OfNode:
         keys = {key for window in windows.values() for key in window if key.error}
         _keep(self._errors, ((key, texts[key]) for key in keys if key in texts))
 
-    async def look(self, desk: Desk, now_ms: int) -> Windows:
+    async def look(self, sums: Sums, now_ms: int) -> Windows:
         past: Windows = []
-        if self._filled is not desk.sums:
-            past = await self._past(desk.sums, now_ms)
-            self._filled = desk.sums
+        if self._filled is not sums:
+            past = await self._past(sums, now_ms)
+            self._filled = sums
         closed, self._closed = self._closed, []
         return past + closed
 
@@ -124,10 +124,9 @@ class OfFleet:
         self._since_ms = since_ms
         self._errors_at = float("-inf")
 
-    async def look(self, desk: Desk, now_ms: int) -> Windows:
-        desk.begin_sums()
+    async def look(self, sums: Sums, now_ms: int) -> Windows:
         try:
-            return await read_past(self._archive, desk.sums, self._kept, None, now_ms, lambda: None)
+            return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
             raise HistoryUnavailable(why=str(error)) from None
 

@@ -102,6 +102,7 @@ class Seen:
     before: Before = NOTHING_BEFORE
     errors: Errors = field(default_factory=dict)
     step_ms: int = 0  # by how much the clock was set since the look before
+    all_of_it: bool = False  # the windows are all there are, and not what has come since
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +192,6 @@ class Desk:
             self._acted(act, "unknown", "interrupted by the end of the service", now_ms)
         self._commit()
 
-    def begin_sums(self) -> None:
-        """Empty the sums: they are to be filled with all that has closed."""
-        self.sums = Sums(self.file.rules)
-
     def reloaded(self, changed: Iterable[str], now_ms: int) -> None:
         """Write down that other rules are in force."""
         names = list(changed)
@@ -215,6 +212,8 @@ class Desk:
         if seen.step_ms:
             self._shift(seen.step_ms, now_ms)
         facts = seen.facts.as_of_now(self._steps)
+        if seen.all_of_it:
+            self.sums = Sums(self.file.rules)
         for start_ms, window in seen.windows:
             self.sums.add(start_ms, window)
         end_ms = now_ms - GRACE_MS
@@ -361,7 +360,7 @@ class Desk:
         recovery.finished(self._logbook, act, now_ms, done=outcome in ("done", "dry run"))
         self._acted(act, outcome, text, now_ms)
         self._commit()
-        self._show(now_ms)
+        self.show(now_ms)
 
     def _acted(
         self, what: Act | Refusal | Escalation, outcome: str, text: str, now_ms: int
@@ -471,7 +470,7 @@ class Desk:
         if self.trouble is not None and self._store is not None:
             self._drop_acts(now_ms)
         told, self._told = self._told, []
-        self._show(now_ms, looked)
+        self.show(now_ms, looked)
         return [view_of(0, entry) for entry in reversed(told[-MAX_TOLD:])]
 
     # ------------------------------------------------------------ what people do
@@ -557,7 +556,7 @@ class Desk:
     def _settle(self, now_ms: int) -> None:
         """What somebody was promised has to be on the disk. Raises AlertsUnavailable."""
         self._commit()
-        self._show(now_ms)
+        self.show(now_ms)
         if self._store is not None and self.trouble is not None:
             raise AlertsUnavailable(why=f"it holds until the service ends; {self.trouble}")
 
@@ -665,8 +664,13 @@ class Desk:
 
     # ------------------------------------------------------------ views
 
-    def _show(self, now_ms: int, looked: Looked | None = None) -> None:
-        alerts = [self._alert(subject, state, now_ms) for subject, state in self._states.items()]
+    def show(self, now_ms: int, looked: Looked | None = None) -> None:
+        """Make the board anew."""
+        alerts = [
+            self._alert(subject, state, now_ms)
+            for subject, state in self._states.items()
+            if subject.rule in self._rules  # else it ends with the next look
+        ]
         alerts.sort(key=lambda a: (a.phase == "pending", _LEVEL[a.severity], a.since, a.id))
         self.board = Board(
             alerts,
