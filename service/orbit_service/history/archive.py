@@ -13,7 +13,6 @@ than the workers' socket can wait.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +24,7 @@ from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Outbox, Unpubl
 from orbit_service.core.rollup import Segment
 from orbit_service.core.stats import Stats
 from orbit_service.history.port import History, HistoryFailed, Wanted
+from orbit_service.threads import start_thread
 
 READ_SECONDS = 30.0  # then the caller is told that there is no answer
 AT_ONCE = 3  # readings; each is a thread, and a connection
@@ -139,7 +139,7 @@ class _Place:
         self._working: asyncio.Future[Any] | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
-        done = start_thread(work)
+        done = start_thread(work, "orbit-history-read")
         self._working = done
         return await asyncio.shield(done)
 
@@ -153,29 +153,6 @@ class _Place:
         if not done.cancelled():
             done.exception()  # nobody waits for it
         self._places.release()
-
-
-def start_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Do it in a thread of its own, which no end of the program waits for."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(act: Callable[[Any], None], value: Any) -> None:
-        if not done.done():
-            act(value)
-
-    def run() -> None:
-        try:
-            act, value = done.set_result, work()
-        except BaseException as error:  # noqa: BLE001  # it is the caller's
-            act, value = done.set_exception, error  # type: ignore[assignment]
-        try:
-            loop.call_soon_threadsafe(finish, act, value)
-        except RuntimeError:
-            pass  # the loop has ended, and nobody waits
-
-    threading.Thread(target=run, name="orbit-history-read", daemon=True).start()
-    return done
 
 
 def _is_wanted(wanted: Wanted, start_ms: int, key: Key) -> bool:

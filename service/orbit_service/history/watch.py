@@ -11,9 +11,9 @@ from loguru import logger
 
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.core.fleet import Fleet, NodeLives
-from orbit_service.history.archive import start_thread
 from orbit_service.history.port import History, HistoryFailed, Member
 from orbit_service.history.presence import load
+from orbit_service.threads import start_thread
 
 Known = dict[str, tuple[int, NodeLives]]  # by instance: when it said it, and what
 
@@ -42,7 +42,7 @@ class Watch:
 
     async def look(self) -> None:
         try:
-            self._known = await start_thread(self._read)
+            self._known = await start_thread(self._read, "orbit-fleet-read")
         except Exception as error:  # noqa: BLE001  # the next look may go better
             if not isinstance(error, HistoryFailed):
                 logger.opt(exception=error).error("looking at the fleet failed")

@@ -22,8 +22,8 @@ from orbit_rpc_schema.procedures import (
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
-from orbit_service.history.archive import start_thread
 from orbit_service.rpc.past import Past
+from orbit_service.threads import start_thread
 
 Clock = Callable[[], int]  # epoch milliseconds
 # Params model -> result, as `procedures.py` types them, at once or later.
@@ -79,9 +79,10 @@ def make_handlers(
 async def _create(create: Create | None, params: RunsCreateParams) -> CreatedRun:
     if create is None:
         raise CreatesNoRuns
+    work = partial(create, params.pipeline, params.input)
     try:
         async with asyncio.timeout(CREATE_SECONDS):
-            id = await start_thread(partial(create, params.pipeline, params.input))
+            id = await start_thread(work, "orbit-run-create")
     except TimeoutError:
         raise RunNotCreated(why=f"no answer within {CREATE_SECONDS:g} s") from None
     return CreatedRun(id=id)
