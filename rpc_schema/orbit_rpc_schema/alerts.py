@@ -226,7 +226,7 @@ class AuditEntry(Model):
     labels: Labels
     text: str
     who: str | None = None
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = Field(default_factory=dict)
 
 
 class AuditLog(Model):
