@@ -12,6 +12,7 @@ from typing import Any
 
 from orbit_rpc_schema.messages import Batch, Connect, Detail, Error, Heartbeat, Record, Start
 from orbit_rpc_schema.wire import PROTOCOL
+from orbit_service.alerts.messages import Item, Message
 from orbit_service.core.collector import Collector
 from orbit_service.core.sessions import Session
 
@@ -56,6 +57,27 @@ def a_start(id: str = "r1", **fields: Any) -> Start:
 def a_result(id: str, duration_us: int = MS, *, failed: bool = False, **detail: Any) -> Batch:
     """A batch of one run that has an id."""
     return a_batch(duration_us, failed=[0] if failed else [], details={0: Detail(id=id, **detail)})
+
+
+def an_item(**fields: Any) -> Item:
+    """An alert as it is said to people."""
+    defaults: dict[str, Any] = {
+        "alert": "a1",
+        "saying": "firing",
+        "rule": "many failures",
+        "severity": "critical",
+        "labels": {"pipeline": "census"},
+        "summary": "census: error rate over 5m is 40 %, above 10 %",
+        "since_ms": T0 - 2 * MINUTE,
+        "fired_ms": T0 - MINUTE,
+        "at_ms": T0,
+    }
+    return Item(**{**defaults, **fields})
+
+
+def a_message(*items: Item, **fields: Any) -> Message:
+    defaults: dict[str, Any] = {"key": "k-1", "at_ms": T0, "node": "box"}
+    return Message(items=list(items), **{**defaults, **fields})
 
 
 def an_error(type: str = "ValueError", message: str = "no") -> Error:
