@@ -46,11 +46,21 @@ class Style:
 
 def _without_mentions(text: str) -> str:
     """@everyone, @here and their like wake everybody; an address of mail stays as it is."""
-    return re.sub(r"(?<![\w.])@(?=\w)", f"@{_NO_WIDTH}", text)
+    return re.sub(r"(?<![\w.])@(?=[\w&!])", f"@{_NO_WIDTH}", text)
+
+
+def _without_markup(text: str) -> str:
+    """As plain in a chat that reads its own markup in plain text, as Mattermost and Discord do.
+
+    [bank](https://evil.example) shows no link to where it does not say, and <users/all>
+    is nobody.
+    """
+    broken = re.sub(r"\](?=[(\[])|<(?=\S)", rf"\g<0>{_NO_WIDTH}", text)
+    return _without_mentions(broken)
 
 
 PLAIN = Style(lambda text: text)
-CHAT = Style(_without_mentions)
+CHAT = Style(_without_markup)
 # docs.slack.dev/messaging/formatting-message-text: what these three characters make, such
 # as <!channel>, <@U1> and <url|text>, is more than looks.
 MRKDWN = Style(lambda text: _without_mentions(escape(text, quote=False)), "*{}*")
@@ -137,13 +147,15 @@ def log_lines(message: Message) -> list[tuple[Level, str]]:
 
 
 def payload(message: Message) -> dict[str, Any]:
-    """For programs: everything, as it came, in values of JSON; times in epoch milliseconds."""
+    """For programs: everything, as it came, in values of JSON; times in epoch milliseconds.
+
+    But for the title, which has its place in what Apprise posts.
+    """
     return {
         "key": _data(message.key),
         "at": message.at_ms,
         "node": _data(message.node),
         "test": message.test,
-        "title": title(message),
         "text": text(message),
         "alerts": [_alert(item) for item in message.items],
         "more": message.more,
