@@ -397,7 +397,8 @@ class Alerting:
         came = await self._performer.perform(act, action, Context(severity, labels, value))
         outcome, text = came.outcome, came.text
         self.actions[act.kind, outcome] += 1
-        logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, text)
+        said = " ".join(text.split())
+        logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, said)
         with suppress(LeaseLost):
             await self.change(lambda desk: desk.acted(act, outcome, text, self.clock()))
 
