@@ -20,6 +20,7 @@ from loguru import logger
 
 from orbit_rpc_schema.alerts import AuditEntry
 from orbit_rpc_schema.errors import AlertsUnavailable, BadRules, HistoryUnavailable, NoRules
+from orbit_service.alerting.sources import Closed
 from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
 from orbit_service.alerts.desk import Desk, Errors, Seen
@@ -29,7 +30,6 @@ from orbit_service.alerts.recovery import Act
 from orbit_service.alerts.rules import Action, RuleFile, RulesFailed, read_rules
 from orbit_service.alerts.sums import Sums
 from orbit_service.clock import wall_clock
-from orbit_service.core.outbox import Window
 from orbit_service.core.rollup import HOUR_MS, Level, segments
 from orbit_service.exporters.reading import AlertsNow
 from orbit_service.history.archive import Archive
@@ -47,6 +47,7 @@ STEP_MS = 5_000  # a clock that differs by more from one that nobody sets was se
 RETRY_SECONDS = 30.0  # where the past, or the database, could not be read
 BEFORE_SECONDS = 600.0  # what there is to compare with changes by the hour
 STOP_SECONDS = 5.0
+KEPT_SECONDS = 30.0  # for what a node has kept to be readable; then its alerts begin anew
 OPEN_SECONDS = 5.0  # for what was kept to be read, before somebody is told to come again
 
 T = TypeVar("T")
@@ -62,8 +63,11 @@ class Source(Protocol):
 
     hub: bool
 
-    async def look(self, sums: Sums, now_ms: int) -> Sequence[tuple[int, Window]]:
+    async def look(self, sums: Sums, now_ms: int) -> Closed:
         """What the sums lack: windows that have closed. Raises HistoryUnavailable."""
+
+    def added(self, sums: Sums) -> None:
+        """These have all of it now."""
 
     def facts(self, now_ms: int) -> Facts:
         """What is so now. Raises HistoryUnavailable."""
@@ -114,6 +118,8 @@ class Alerting:
         self._before_at = float("-inf")
         self._before_hour = 0
         self._wall_ms, self._monotonic = clock(), time.monotonic()
+        self._step_ms = 0  # by how much the clock was set, and no look has heard of it
+        self._patient_until: float | None = None
         self._performer = Performer(create, control, environ)
         self._acting: set[asyncio.Task[None]] = set()
         self.delivery = Delivery(_Outbox(self), AppriseCourier(), clock)
@@ -181,7 +187,11 @@ class Alerting:
             if not self.evaluates and self._source.hub:
                 raise AlertsUnavailable(why="another hub evaluates the rules: ask that one")
             before = self._desk.board
-            done = await self._alone(lambda: act(self._desk))
+            try:
+                done = await self._alone(lambda: act(self._desk))
+            except LeaseLost as lost:
+                self._close()
+                raise AlertsUnavailable(why=f"{lost}: ask that one") from None
         if self._desk.board is not before:
             await self.on_changed([])
         self._wake()
@@ -270,12 +280,19 @@ class Alerting:
             try:
                 await self._look()
                 wait = LOOK_SECONDS
-            except (HistoryUnavailable, StoreFailed) as error:
-                why = error.message if isinstance(error, HistoryUnavailable) else str(error)
-                self._in_trouble(f"rules cannot be evaluated: {why}")
+            except HistoryUnavailable as error:
+                self._in_trouble(f"rules cannot be evaluated: {error.message}")
+                wait = LOOK_SECONDS
+            except StoreFailed as error:
+                if self._source.hub:
+                    # Until it is back another may have begun, and ended too.
+                    self.evaluates = False
+                self._in_trouble(f"rules cannot be evaluated: {error}")
                 wait = LOOK_SECONDS
             except Exception as error:  # noqa: BLE001  # the next look may go better
                 logger.opt(exception=error).error("looking at the rules failed")
+                # Of what had closed some may have been added, and some not: all of it again.
+                self._desk.use(self._desk.file)
                 self._in_trouble("rules cannot be evaluated: see the log")
                 wait = RETRY_SECONDS
             with suppress(TimeoutError):
@@ -289,27 +306,28 @@ class Alerting:
 
     async def _look(self) -> None:
         async with self._lock:
-            if not await self._may_look():
-                return
+            if not await self._may_look() or self.loaded_ms is None:
+                return  # without any rules states would end for want of theirs
         sums = self._desk.sums
         # Which may take long, and holds nobody up.
-        windows = await self._source.look(sums, self.clock())
+        closed = await self._source.look(sums, self.clock())
         errors = await self._source.errors()
         before = await self._to_compare(self.clock())
         async with self._lock:
             if self._desk.sums is not sums:
                 self._come.set()  # other rules came meanwhile, and need all that has closed
                 return
-            now_ms, step_ms = self._time()
-            seen = Seen(
-                windows, self._source.facts(now_ms), before, errors, step_ms, self._source.hub
-            )
+            now_ms = self._time()
+            facts = self._source.facts(now_ms)
+            seen = Seen(closed.windows, facts, before, errors, self._step_ms, closed.all_of_it)
             try:
                 told = await self._alone(lambda: self._desk.look(seen, now_ms))
             except LeaseLost:
                 logger.warning("another hub evaluates the rules now")
                 self._close()
                 return
+            self._step_ms = 0
+            self._source.added(self._desk.sums)
             acts, self._desk.acts = self._desk.acts, []
         self._trouble, self.evaluates = None, True
         for act, action in acts:
@@ -323,7 +341,7 @@ class Alerting:
         if self._store is None and not self._is_open.is_set():
             self._store = await self._alone(self._make_store)
         if self._store is not None and self._source.hub:
-            if not await self._alone(self._store.take_lease):
+            if self.loaded_ms is None or not await self._alone(self._store.take_lease):
                 self._close()
                 await self._alone(self._open)  # to answer what the other has found
                 self._is_open.set()
@@ -346,21 +364,27 @@ class Alerting:
         try:
             desk.load()
         except StoreFailed as error:
-            if self._source.hub:
+            if self._patient_until is None:
+                self._patient_until = time.monotonic() + KEPT_SECONDS
+            if self._source.hub or time.monotonic() < self._patient_until:
                 raise
             desk.trouble = str(error)
             logger.error("alerts cannot be read: {}; they begin anew", error)
         desk.use(self._desk.file)
         desk.show(self.clock())
         self._desk = desk
+        self._time()
+        self._step_ms = 0  # what was kept is by the clock as it is
 
-    def _time(self) -> tuple[int, int]:
-        """Now, and by how much the clock was set since the last time."""
+    def _time(self) -> int:
+        """Now; by how much the clock was set since the last time is added up."""
         wall_ms, monotonic = self.clock(), time.monotonic()
         passed_ms = int((monotonic - self._monotonic) * 1000)
         step_ms = wall_ms - self._wall_ms - passed_ms
         self._wall_ms, self._monotonic = wall_ms, monotonic
-        return wall_ms, step_ms if abs(step_ms) > STEP_MS else 0
+        if abs(step_ms) > STEP_MS:
+            self._step_ms += step_ms
+        return wall_ms
 
     async def _to_compare(self, now_ms: int) -> Before:
         rules = [rule for rule in self._desk.file.rules if rule.compare is not None]
@@ -399,7 +423,7 @@ class Alerting:
         self.actions[act.kind, outcome] += 1
         said = " ".join(text.split())
         logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, said)
-        with suppress(LeaseLost):
+        with suppress(AlertsUnavailable):  # another hub has it down as not known
             await self.change(lambda desk: desk.acted(act, outcome, text, self.clock()))
 
     def _wake(self) -> None:
@@ -429,7 +453,7 @@ class _Outbox:
         await self._change(lambda desk: desk.gave_up(parcel, why, now_ms))
 
     async def _change(self, act: Callable[[Desk], None]) -> None:
-        with suppress(LeaseLost):
+        with suppress(AlertsUnavailable):  # another hub has it, and sends it under the same key
             await self._alerting.change(act)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 
 from loguru import logger
 
@@ -21,10 +23,19 @@ from orbit_service.history.archive import Archive
 from orbit_service.history.port import Wanted
 
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
+AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
 ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
 
 Windows = list[tuple[int, Window]]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Windows that have closed: since the look before, or all that there are."""
+
+    windows: Windows
+    all_of_it: bool = False
 
 
 class OfNode:
@@ -49,41 +60,58 @@ class OfNode:
         self._stuck_after_ms = stuck_after_ms
         self._troubles = troubles
         self._since_ms = since_ms
+        self._listens = False  # until somebody looks, what closes is the history's to tell
         self._closed: Windows = []
         self._errors: dict[tuple[str, str], Newest] = {}
         self._filled: Sums | None = None  # which have been given what closed before
         self._errors_read = False
         self._patient_until: float | None = None
+        self._again_at = inf  # when the past that is lacking is asked for again
 
     def saw(self, windows: Mapping[int, Window]) -> None:
         """Windows are about to close; their errors are with the outbox until then."""
+        if not self._listens:
+            return
         self._closed += windows.items()
         texts = self._collector().outbox.errors
         keys = {key for window in windows.values() for key in window if key.error}
         _keep(self._errors, ((key, texts[key]) for key in keys if key in texts))
 
-    async def look(self, sums: Sums, now_ms: int) -> Windows:
-        past: Windows = []
-        if self._filled is not sums:
+    async def look(self, sums: Sums, now_ms: int) -> Closed:
+        self._listens = True
+        past: Windows | None = None
+        if self._filled is not sums or time.monotonic() >= self._again_at:
             past = await self._past(sums, now_ms)
-            self._filled = sums
         closed, self._closed = self._closed, []
-        return past + closed
+        return Closed(closed) if past is None else Closed(past + closed, all_of_it=True)
 
-    async def _past(self, sums: Sums, now_ms: int) -> Windows:
-        """What closed before now, for sums that are empty; nothing where there is no history."""
+    def added(self, sums: Sums) -> None:
+        self._filled = sums
+
+    async def _past(self, sums: Sums, now_ms: int) -> Windows | None:
+        """All that closed before now; None where rules have to go on without it."""
+        before: Windows = []
+
+        def noted() -> None:
+            nonlocal before
+            before, self._closed = before + self._closed, []
+
         try:
-            return await read_past(
-                self._archive, sums, self._kept, self._node, now_ms, self._closed.clear
-            )
+            past = await read_past(self._archive, sums, self._kept, self._node, now_ms, noted)
         except (HistoryUnavailable, TooMuch) as error:
+            self._closed = before + self._closed
             if self._patient_until is None:
                 self._patient_until = time.monotonic() + PATIENCE_SECONDS
             if isinstance(error, HistoryUnavailable) and time.monotonic() < self._patient_until:
                 raise
-            self._patient_until = None
-            logger.warning("rules begin without what closed before: {}", error)
-            return []
+            if self._again_at == inf:
+                logger.warning("rules go on without what closed before: {}", error)
+            self._again_at = time.monotonic() + AGAIN_SECONDS
+            return None
+        if self._again_at < inf:
+            logger.info("rules have again what closed before")
+        self._patient_until, self._again_at = None, inf
+        return past
 
     def facts(self, now_ms: int) -> Facts:
         return facts_here(
@@ -124,11 +152,15 @@ class OfFleet:
         self._since_ms = since_ms
         self._errors_at = float("-inf")
 
-    async def look(self, sums: Sums, now_ms: int) -> Windows:
+    async def look(self, sums: Sums, now_ms: int) -> Closed:
         try:
-            return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
+            windows = await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
             raise HistoryUnavailable(why=str(error)) from None
+        return Closed(windows, all_of_it=True)
+
+    def added(self, sums: Sums) -> None:
+        """All is read again the next time, whatever is in them."""
 
     def facts(self, now_ms: int) -> Facts:
         return facts_of(self._fleet().select(None), self._stuck_after_ms, self._since_ms, now_ms)

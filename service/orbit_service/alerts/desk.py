@@ -24,6 +24,7 @@ from orbit_rpc_schema.alerts import (
     Alert,
     AlertError,
     AuditEntry,
+    Kind,
     Recovery,
     Severity,
     SilenceView,
@@ -142,6 +143,8 @@ class Desk:
         self._errors: dict[tuple[str, str], Newest] = {}  # "": of all
         self._totals = {"dropped": Totals(), "refused": Totals()}
         self._unwritten = Unwritten()
+        self._posted: list[Parcel] = []  # in this transaction; nothing of it is sent before
+        self._dimensions: dict[str, tuple[str, ...]] = {}  # of rules, as their states were made
         self._documents: dict[str, bytes] = {}  # as they were written last
         self._told: list[Entry] = []  # since the last look
         self._left_out = 0
@@ -173,6 +176,7 @@ class Desk:
         self._mailboxes = read("mailboxes", dict[str, Mailbox], {})
         self._silences = {s.id: s for s in read("silences", list[Silence], [])}
         self._logbook = read("logbook", Logbook, Logbook())
+        self._dimensions = read("dimensions", dict[str, tuple[str, ...]], {})
         self.parcels = {parcel.key: parcel for parcel in parcels}
 
     def use(self, file: RuleFile) -> list[str]:
@@ -215,13 +219,14 @@ class Desk:
         if seen.all_of_it:
             self.sums = Sums(self.file.rules)
         for start_ms, window in seen.windows:
-            self.sums.add(start_ms, window)
+            self.sums.add(self._moved(start_ms, now_ms), window)
         end_ms = now_ms - GRACE_MS
         self.sums.advance(end_ms - end_ms % WINDOW_MS)
         self._totals["dropped"].saw(seen.facts.dropped, now_ms)
         self._totals["refused"].saw(seen.facts.refused, now_ms)
         self._remember(seen.errors)
         self._expect(now_ms)
+        misfits = self._end_misfits(now_ms)
         looked = look(
             self._rules.values(),
             self.sums,
@@ -233,7 +238,7 @@ class Desk:
             now_ms,
         )
         states, changes = fold(self._rules, looked.readings, self._states, now_ms)
-        ended = self._turn(states, changes)
+        ended = {**misfits, **self._turn(states, changes)}
         self._decide(changes, now_ms)
         self._tell(ended, now_ms)
         return self._finish(looked, now_ms)
@@ -253,11 +258,42 @@ class Desk:
             mailbox.held = {alert: at + by_ms for alert, at in mailbox.held.items()}
         recovery.shift(self._logbook, by_ms)
         for parcel in self.parcels.values():
+            parcel.created_ms += by_ms
             parcel.next_ms += by_ms
+            self._unwritten.parcels[parcel.key] = parcel
         self._silences = {
             s.id: replace(s, from_ms=s.from_ms + by_ms, until_ms=s.until_ms + by_ms)
             for s in self._silences.values()
         }
+
+    def _moved(self, start_ms: int, now_ms: int) -> int:
+        """Where a window lies on the clock as it is now, if it was opened before that was set.
+
+        A clock that was set back makes moments that were there twice: of those only what
+        lies ahead is known to be of the first time.
+        """
+        for until_ms, by_ms in self._steps:
+            if start_ms <= until_ms if by_ms > 0 else start_ms > now_ms:
+                start_ms += by_ms
+        return start_ms
+
+    def _end_misfits(self, now_ms: int) -> dict[str, Item]:
+        """End states of rules that tell something else apart now; what fired, as it is said."""
+        misfits = {s: state for s, state in self._states.items() if not self._fits(s)}
+        why = "the rule tells its alerts apart in another way now"
+        changes = [
+            Change(subject, "resolved", now_ms, state, why)
+            for subject, state in misfits.items()
+            if state.phase == "firing"
+        ]
+        states = {s: state for s, state in self._states.items() if s not in misfits}
+        ended = self._turn(states, changes)
+        self._dimensions = {rule.name: rule.dimensions for rule in self._rules.values()}
+        return ended
+
+    def _fits(self, subject: Subject) -> bool:
+        rule = self._rules.get(subject.rule)
+        return rule is None or rule.dimensions == self._dimensions.get(rule.name, rule.dimensions)
 
     def _remember(self, errors: Errors) -> None:
         """Keep the newest error of each pipeline and worker, and of everything."""
@@ -281,6 +317,7 @@ class Desk:
     def _turn(self, states: dict[Subject, State], changes: Sequence[Change]) -> dict[str, Item]:
         """Take over the states; what was resolved, as it is to be said."""
         ended: dict[str, Item] = {}
+        self._left_out = 0
         for subject in list(states):
             if subject not in self._states and len(states) > MAX_ALERTS:
                 del states[subject]
@@ -343,8 +380,8 @@ class Desk:
                     self._acted(decision, "refused", decision.text, now_ms)
                 case Escalation():
                     subject = self._subject(decision.rule, decision.alert)
-                    if subject is not None:
-                        self._notes.setdefault(subject, Note()).escalated = not decision.dry
+                    if subject is not None and not decision.dry:
+                        self._notes.setdefault(subject, Note()).escalated = True
                     self._acted(decision, "escalated", decision.text, now_ms)
 
     def _drop_acts(self, now_ms: int) -> None:
@@ -380,7 +417,7 @@ class Desk:
                 kind="escalated" if outcome == "escalated" else "action",
                 rule=what.rule,
                 alert=what.alert,
-                labels={} if subject is None else self._labels(subject),
+                labels=self._labels_of(what.alert, subject),
                 text=text,
                 details={"action": kind, "outcome": outcome, "id": id},
             )
@@ -391,9 +428,22 @@ class Desk:
         subject = self._subject(act.rule, act.alert)
         rule = self._rules.get(act.rule)
         severity: Severity = "warning" if rule is None else rule.severity
+        labels = self._labels_of(act.alert, subject)
         if subject is None:
-            return severity, {}, None
-        return severity, self._labels(subject), self._states[subject].value
+            return severity, labels, None
+        if self._notes.get(subject, Note()).escalated:
+            severity = "critical"
+        return severity, labels, self._states[subject].value
+
+    def _labels_of(self, alert: str, subject: Subject | None) -> dict[str, str]:
+        """Of an alert that is there; or of one that has ended, while something is done about it."""
+        if subject is not None:
+            return self._labels(subject)
+        case = self._logbook.ended.get(alert)
+        if case is None:
+            return {}
+        rule = self._rules.get(case.rule)
+        return {**(rule.labels if rule else {}), **case.labels}
 
     def _acts(self, subject: Subject) -> bool:
         rule = self._rules.get(subject.rule)
@@ -446,6 +496,11 @@ class Desk:
                 self._post(name, items, held, now_ms)
         for name in self._mailboxes.keys() - self.file.channels.keys():
             del self._mailboxes[name]
+        for parcel in list(self.parcels.values()):
+            if parcel.channel not in self.file.channels:
+                self._leave(parcel)
+                why = f"the channel {parcel.channel} is gone"
+                self._note_parcel("undelivered", parcel, why, now_ms)
 
     def _post(self, channel: str, items: list[Item], held: int, now_ms: int) -> None:
         shown = sorted(items, key=lambda item: (_LEVEL[item.severity], item.since_ms))
@@ -459,11 +514,10 @@ class Desk:
         )
         if len(self.parcels) >= MAX_PARCELS:
             self.lost += 1
-            oldest = next(iter(self.parcels))
-            self.parcels.pop(oldest)
-            self._unwritten.parcels[oldest] = None
+            self._leave(next(iter(self.parcels.values())))
         parcel = Parcel(message.key, channel, now_ms, now_ms, 0, message)
-        self.parcels[parcel.key] = self._unwritten.parcels[parcel.key] = parcel
+        self._unwritten.parcels[parcel.key] = parcel
+        self._posted.append(parcel)
 
     def _finish(self, looked: Looked, now_ms: int) -> list[AuditEntry]:
         self._commit()
@@ -550,6 +604,7 @@ class Desk:
         try:
             found = self._store.audit(from_ms, to_ms, limit, rule=rule, alert=alert, kind=kind)
         except StoreFailed as error:
+            self._write_all()
             raise AlertsUnavailable(why=str(error)) from None
         return [view_of(id, entry) for id, entry in found]
 
@@ -564,7 +619,9 @@ class Desk:
 
     def due(self, channel: str, now_ms: int, most: int) -> list[Parcel]:
         """What is to be sent through a channel now, oldest first."""
-        mine = (p for p in self.parcels.values() if p.channel == channel and p.next_ms <= now_ms)
+        # Asked while a look may go on in a thread, which changes what is there.
+        parcels = list(self.parcels.values())
+        mine = (p for p in parcels if p.channel == channel and p.next_ms <= now_ms)
         return sorted(mine, key=lambda parcel: parcel.created_ms)[:most]
 
     def delivered(self, parcel: Parcel, now_ms: int) -> None:
@@ -575,7 +632,7 @@ class Desk:
         if parcel.key in self.parcels:
             parcel.tries += 1
             parcel.next_ms = next_ms
-            self._unwritten.parcels[parcel.key] = parcel
+            self.parcels[parcel.key] = self._unwritten.parcels[parcel.key] = parcel
             self._commit()
 
     def gave_up(self, parcel: Parcel, why: str, now_ms: int) -> None:
@@ -598,7 +655,11 @@ class Desk:
         self.parcels.pop(parcel.key, None)
         self._unwritten.parcels[parcel.key] = None
 
-    def _audit_parcel(self, kind: Any, parcel: Parcel, text: str, now_ms: int) -> None:
+    def _audit_parcel(self, kind: Kind, parcel: Parcel, text: str, now_ms: int) -> None:
+        self._note_parcel(kind, parcel, text, now_ms)
+        self._commit()
+
+    def _note_parcel(self, kind: Kind, parcel: Parcel, text: str, now_ms: int) -> None:
         for item in parcel.message.items:
             self._note_down(
                 Entry(
@@ -611,7 +672,6 @@ class Desk:
                     details={"channel": parcel.channel, "key": parcel.key},
                 )
             )
-        self._commit()
 
     # ------------------------------------------------------------ the disk
 
@@ -627,6 +687,7 @@ class Desk:
         """Write what is new; what cannot be written stays to be written. Raises LeaseLost."""
         if self._store is None:
             self._unwritten = Unwritten()
+            self._post_out()
             return
         for name, body in self._dumped().items():
             if self._documents.get(name) != body:
@@ -641,12 +702,26 @@ class Desk:
             if self.trouble is None:
                 logger.error("alerts cannot be written: {}; they are kept in memory", error)
             self.trouble = str(error)
+            self._write_all()
+            self._post_out()
             return
         if self.trouble is not None:
             logger.info("alerts are written again")
         self.trouble = None
         self._documents.update(self._unwritten.documents)
         self._unwritten = Unwritten()
+        self._post_out()
+
+    def _post_out(self) -> None:
+        """What was put in may be sent: it is on the disk, or that takes nothing."""
+        for parcel in self._posted:
+            self.parcels[parcel.key] = parcel
+        self._posted = []
+
+    def _write_all(self) -> None:
+        """After a failure: of what was written before nobody knows whether it is there."""
+        self._documents = {}
+        self._unwritten.parcels.update(self.parcels)
 
     def _dumped(self) -> dict[str, bytes]:
         alerted = [
@@ -654,12 +729,16 @@ class Desk:
             for s, state in sorted(self._states.items())
         ]
         expected = [_Expected(s.rule, s.match, at) for s, at in sorted(self._expected.items())]
+        named = sorted({subject.rule for subject in self._states})
         return {
             "alerts": _encode(alerted),
             "expected": _encode(expected),
             "mailboxes": _encode(self._mailboxes),
             "silences": _encode(list(self._silences.values())),
             "logbook": _encode(self._logbook),
+            "dimensions": _encode(
+                {name: self._dimensions[name] for name in named if name in self._dimensions}
+            ),
         }
 
     # ------------------------------------------------------------ views
@@ -669,7 +748,7 @@ class Desk:
         alerts = [
             self._alert(subject, state, now_ms)
             for subject, state in self._states.items()
-            if subject.rule in self._rules  # else it ends with the next look
+            if subject.rule in self._rules and self._fits(subject)  # else it ends soon
         ]
         alerts.sort(key=lambda a: (a.phase == "pending", _LEVEL[a.severity], a.since, a.id))
         self.board = Board(
@@ -722,19 +801,10 @@ class Desk:
         """An alert as it is said: as it fires, or as it has turned."""
         rule, labels = self._rules.get(subject.rule), self._labels(subject)
         note = self._notes.get(subject, Note())
-        alert, error = self._id(subject), self._error(subject)
-        if rule is None:
-            return Item(
-                alert,
-                "firing",
-                subject.rule,
-                "warning",
-                labels,
-                subject.rule,
-                state.since_ms,
-                state.fired_ms,
-                now_ms,
-            )
+        alert = self._id(subject)
+        if rule is None or not self._fits(subject):
+            return self._last_item(subject, state, now_ms, change)
+        error = self._error(subject)
         page = (self.file.page or "").rstrip("/")
         tried = note.recovery[-1] if note.recovery else None
         return Item(
@@ -754,9 +824,30 @@ class Desk:
             f"{page}/#/alerts/{alert}" if page else "",
         )
 
+    def _last_item(
+        self, subject: Subject, state: State, now_ms: int, change: Change | None
+    ) -> Item:
+        """Of an alert whose rule is gone: as somebody was told of it, if anybody was."""
+        alert, reason = self._id(subject), change.reason if change else ""
+        for mailbox in self._mailboxes.values():
+            if (told := mailbox.told.get(alert)) is not None:
+                said = f"{told.item.summary}; {reason}" if reason else told.item.summary
+                return replace(told.item, at_ms=now_ms, summary=said)
+        return Item(
+            alert,
+            "firing",
+            subject.rule,
+            "warning",
+            {},
+            f"{subject.rule}: {reason}" if reason else subject.rule,
+            state.since_ms,
+            state.fired_ms,
+            now_ms,
+        )
+
     def _labels(self, subject: Subject) -> dict[str, str]:
         rule = self._rules.get(subject.rule)
-        if rule is None:
+        if rule is None or not self._fits(subject):
             return {}
         return {**rule.labels, **dict(zip(rule.dimensions, subject.match, strict=False))}
 
