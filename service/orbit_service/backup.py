@@ -55,8 +55,8 @@ def back_up(state: Path, target: Path) -> list[Path]:
                     if source.is_file():
                         _copy(source, unfinished / name)
                         copies.append(name)
-                # All or none, and the history before the state: one that is ahead of its state is found
-                # to be, and one that is behind is not.
+                # All or none, and the history before the state: one that is ahead of its state
+                # is found to be, and one that is behind is not.
                 for name in reversed(copies):
                     (unfinished / name).replace(target / name)
                 os.fsync(folder)

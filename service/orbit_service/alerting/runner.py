@@ -123,9 +123,6 @@ class Alerting:
         self._performer = Performer(create, control, environ)
         self._acting: set[asyncio.Task[None]] = set()
         self.delivery = Delivery(_Outbox(self), AppriseCourier(), clock)
-        if path is not None:
-            with suppress(BadRules):
-                self._take(self._read())
 
     # ------------------------------------------------------------ what others ask
 
@@ -225,7 +222,6 @@ class Alerting:
         async with self._lock:
             rules = await self._alone(self._read)
             changed = self._take(rules)
-            self.delivery.use(rules.channels)
             if self.evaluates:
                 await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
         logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
@@ -236,14 +232,7 @@ class Alerting:
         """The file as it is now. Raises BadRules."""
         assert self.path is not None
         try:
-            rules = read_rules(self.path, self._environ)
-            refused = [
-                f"{self.path}: channel {name}: {why}"
-                for name, channel in rules.channels.items()
-                if (why := check(channel.address)) is not None
-            ]
-            if refused:
-                raise RulesFailed(refused)
+            rules = read_checked(self.path, self._environ)
         except RulesFailed as failed:
             self.file_trouble = "; ".join(failed.problems)
             logger.error("the file of rules is not taken: {}", self.file_trouble)
@@ -255,6 +244,7 @@ class Alerting:
         changed = self._desk.use(rules)
         self.loaded_ms = self.clock()
         self._before_at = float("-inf")
+        self.delivery.use(rules.channels)
         return changed
 
     # ------------------------------------------------------------ looking
@@ -274,7 +264,6 @@ class Alerting:
                 await asyncio.wait([leaving], timeout=STOP_SECONDS)
 
         stack.push_async_callback(stop)
-        self.delivery.use(self._desk.file.channels)
         stack.push_async_callback(self.delivery.stop)
         program.spawn(self._run(), stack)
 
@@ -284,6 +273,9 @@ class Alerting:
         self._store.close()
 
     async def _run(self) -> None:
+        async with self._lock:
+            with suppress(BadRules):  # the log and the health say what is wrong
+                self._take(await self._alone(self._read))
         while True:
             try:
                 await self._look()
@@ -429,7 +421,8 @@ class Alerting:
         came = await self._performer.perform(act, action, Context(severity, labels, value))
         outcome, text = came.outcome, came.text
         self.actions[act.kind, outcome] += 1
-        logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, text)
+        said = " ".join(text.split())
+        logger.warning("action {} of {}: {} ({})", act.kind, act.rule, outcome, said)
         with suppress(AlertsUnavailable):  # another hub has it down as not known
             await self.change(lambda desk: desk.acted(act, outcome, text, self.clock()))
 
@@ -462,6 +455,22 @@ class _Outbox:
     async def _change(self, act: Callable[[Desk], None]) -> None:
         with suppress(AlertsUnavailable):  # another hub has it, and sends it under the same key
             await self._alerting.change(act)
+
+
+def read_checked(path: Path, environ: Mapping[str, str] = os.environ) -> RuleFile:
+    """The rules in a file, of which every channel can be sent to. Raises RulesFailed.
+
+    Slow at first: it imports what sends.
+    """
+    rules = read_rules(path, environ)
+    refused = [
+        f"{path}: channel {name}: {why}"
+        for name, channel in rules.channels.items()
+        if (why := check(channel.address)) is not None
+    ]
+    if refused:
+        raise RulesFailed(refused)
+    return rules
 
 
 def file_store(folder: Path | None) -> Store | None:

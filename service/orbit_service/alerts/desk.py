@@ -326,7 +326,7 @@ class Desk:
             subject = change.subject
             if change.turn in ("pending", "firing") and subject not in states:
                 continue
-            item = self._item(subject, change.state, change.at_ms, change.reason)
+            item = self._item(subject, change.state, change.at_ms, change)
             if change.turn == "resolved":
                 ended[item.alert] = replace(item, saying="resolved")
             rule = self._rules.get(subject.rule)
@@ -338,7 +338,7 @@ class Desk:
                     rule=subject.rule,
                     alert=item.alert,
                     labels=item.labels,
-                    text=_sentence(change, item),
+                    text=item.summary,
                     details={"value": change.state.value, "valueText": value},
                 )
             )
@@ -795,12 +795,15 @@ class Desk:
             runbook=rule.runbook,
         )
 
-    def _item(self, subject: Subject, state: State, now_ms: int, reason: str = "") -> Item:
+    def _item(
+        self, subject: Subject, state: State, now_ms: int, change: Change | None = None
+    ) -> Item:
+        """An alert as it is said: as it fires, or as it has turned."""
         rule, labels = self._rules.get(subject.rule), self._labels(subject)
         note = self._notes.get(subject, Note())
         alert = self._id(subject)
         if rule is None or not self._fits(subject):
-            return self._last_item(subject, state, now_ms, reason)
+            return self._last_item(subject, state, now_ms, change)
         error = self._error(subject)
         page = (self.file.page or "").rstrip("/")
         tried = note.recovery[-1] if note.recovery else None
@@ -810,11 +813,10 @@ class Desk:
             rule.name,
             "critical" if note.escalated else rule.severity,
             labels,
-            summary(rule, subject.match, state.value),
+            summary(rule, subject.match, state, change),
             state.since_ms,
             state.fired_ms,
             now_ms,
-            reason,
             "" if error is None else error[0],
             "" if error is None else error[1].message,
             "" if tried is None else f"{tried[0]}: {tried[1]}",
@@ -822,23 +824,25 @@ class Desk:
             f"{page}/#/alerts/{alert}" if page else "",
         )
 
-    def _last_item(self, subject: Subject, state: State, now_ms: int, reason: str) -> Item:
+    def _last_item(
+        self, subject: Subject, state: State, now_ms: int, change: Change | None
+    ) -> Item:
         """Of an alert whose rule is gone: as somebody was told of it, if anybody was."""
-        alert = self._id(subject)
+        alert, reason = self._id(subject), change.reason if change else ""
         for mailbox in self._mailboxes.values():
             if (told := mailbox.told.get(alert)) is not None:
-                return replace(told.item, at_ms=now_ms, reason=reason)
+                said = f"{told.item.summary}; {reason}" if reason else told.item.summary
+                return replace(told.item, at_ms=now_ms, summary=said)
         return Item(
             alert,
             "firing",
             subject.rule,
             "warning",
             {},
-            subject.rule,
+            f"{subject.rule}: {reason}" if reason else subject.rule,
             state.since_ms,
             state.fired_ms,
             now_ms,
-            reason,
         )
 
     def _labels(self, subject: Subject) -> dict[str, str]:
@@ -876,12 +880,19 @@ def alert_id(subject: Subject) -> str:
     return sha256("\0".join((subject.rule, *subject.match)).encode()).hexdigest()[:16]
 
 
-def summary(rule: Rule, match: tuple[str, ...], value: float | None) -> str:
-    """What is wrong, in a sentence: "census: error rate over 5m is 40 %, above 10 %"."""
-    who = " ".join(match)
+def summary(rule: Rule, match: tuple[str, ...], state: State, change: Change | None = None) -> str:
+    """What is wrong, or is not any more: "census: error rate over 5m is 40 %, above 10 %"."""
     side = "above" if rule.above is not None else "below"
-    shown, threshold = rule.value_text(value), rule.value_text(rule.threshold)
-    said = f"{rule.measured} is {shown}, {side} {threshold}"
+    value, threshold = rule.value_text(state.value), rule.value_text(rule.threshold)
+    who = " ".join(match)
+    if change is None or change.turn in ("pending", "firing"):
+        said = f"{rule.measured} is {value}, {side} {threshold}"
+    elif change.reason:
+        said = f"{rule.measured}: {change.reason}"
+    else:
+        said = f"{rule.measured} is {value}, not {side} {threshold} any more"
+    if change is not None and change.turn == "resolved":
+        said = f"{said}; it had come to {rule.value_text(state.peak)}"
     return f"{who}: {said}" if who else said[:1].upper() + said[1:]
 
 
@@ -908,9 +919,3 @@ def _silence_view(silence: Silence) -> SilenceView:
         reason=silence.reason,
         who=silence.who,
     )
-
-
-def _sentence(change: Change, item: Item) -> str:
-    if change.turn == "resolved":
-        return change.reason or item.summary
-    return item.summary

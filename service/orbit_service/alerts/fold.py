@@ -76,7 +76,7 @@ def fold(
         if state is not None:
             after[subject] = state
         for turn, reason in turns:
-            shown = state or _seen(rule, before, value)
+            shown = state or (before if value is None else _seen(rule, before, value))
             assert shown is not None
             changes.append(Change(subject, turn, now_ms, shown, reason))
     return after, changes

@@ -38,7 +38,6 @@ class Item(Struct, frozen=True):
     since_ms: int  # when the threshold was crossed
     fired_ms: int
     at_ms: int
-    reason: str = ""  # why it is resolved, where that is not plain
     error_type: str = ""
     error: str = ""  # the newest
     recovery: str = ""  # what was tried

@@ -20,6 +20,7 @@ from unicodedata import category
 
 from orbit_service.alerts.messages import Item, Message
 from orbit_service.alerts.metrics import time_text
+from orbit_service.core.rollup import SECOND_MS
 
 TITLE_ROOM = 150  # characters; as much as Slack's header and a list of mails show
 BODY_ROOM = 10_000  # half of which nobody reads
@@ -175,7 +176,6 @@ def _alert(item: Item) -> dict[str, Any]:
         "since": item.since_ms,
         "firedAt": item.fired_ms,
         "at": item.at_ms,
-        "reason": _data(item.reason),
         "error": (
             {"type": _data(item.error_type), "message": _data(item.error)} if has_error else None
         ),
@@ -204,15 +204,15 @@ def _block(item: Item, style: Style) -> str:
     labels = ", ".join(
         f"{said(name, NAME_ROOM)}: {said(value, NAME_ROOM)}" for name, value in item.labels.items()
     )
-    lasted = time_text(max(item.at_ms - item.since_ms, 0))
+    lasted_ms = max(item.at_ms - item.since_ms, 0)
     lines = [style.strong.format(_headline(item, style)), f"Rule: {said(item.rule, NAME_ROOM)}"]
     if labels:
         lines.append(labels)
     if item.saying == "resolved":
-        why = f" ({said(item.reason, NAME_ROOM)})" if item.reason else ""
-        lines.append(f"Over at {_moment(item.at_ms)}, after {lasted}{why}")
+        lines.append(f"Over at {_moment(item.at_ms)}, after {time_text(lasted_ms)}")
     else:
-        lines.append(f"Since {_moment(item.since_ms)}, for {lasted}")
+        lasted = f", for {time_text(lasted_ms)}" if lasted_ms >= SECOND_MS else ""
+        lines.append(f"Since {_moment(item.since_ms)}{lasted}")
     if item.error_type or item.error:
         error = ": ".join(part for part in (item.error_type, item.error) if part)
         lines.append(f"Newest error: {said(error, SENTENCE_ROOM)}")

@@ -113,12 +113,16 @@ def test_a_title_says_of_one_alert_what_it_is_and_of_many_how_many(message, said
     assert title(message) == said
 
 
-def test_what_is_over_says_how_long_it_took_and_why():
-    item = an_item(saying="resolved", reason="the rule is gone", at_ms=T0 + 28 * MINUTE)
+def test_what_is_over_says_how_long_it_took():
+    item = an_item(saying="resolved", at_ms=T0 + 28 * MINUTE)
 
-    assert "Over at 2023-11-14 22:41:20 UTC, after 30 min (the rule is gone)" in text(
-        a_message(item)
-    )
+    assert "Over at 2023-11-14 22:41:20 UTC, after 30 min" in text(a_message(item))
+
+
+def test_what_has_just_begun_says_no_length_of_time():
+    item = an_item(since_ms=T0, at_ms=T0)
+
+    assert "Since 2023-11-14 22:13:20 UTC\n" in text(a_message(item))
 
 
 def test_a_test_says_that_it_is_one():
@@ -205,7 +209,6 @@ def test_a_program_gets_everything_as_it_came():
         labels={"pipeline": "<b>\n"},
         error_type="KeyError",
         error="'id'",
-        reason="",
         recovery="restart: done",
         runbook="r",
         link="l",
@@ -227,7 +230,6 @@ def test_a_program_gets_everything_as_it_came():
                 "since": T0 - 2 * MINUTE,
                 "firedAt": T0 - MINUTE,
                 "at": T0,
-                "reason": "",
                 "error": {"type": "KeyError", "message": "'id'"},
                 "recovery": "restart: done",
                 "runbook": "r",
