@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -161,6 +162,31 @@ def test_sighup_takes_a_new_file_and_a_bad_one_changes_nothing(watching, hook):
     until(lambda: hook.sayings() == ["firing failures", "firing more"])
     assert watching.audit()["resolved"] == 0
     assert watching.ask("alerts.list")["trouble"] is None
+
+
+def test_with_a_full_disk_people_are_told_and_nothing_is_done_until_it_can_be_written(
+    watching, hook
+):
+    watching.rules.write_text(watching.rules.read_text().replace('"1h"', '"1s"'))
+    service = watching.start()
+    watching.looked()
+    before = resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))
+    watching.worker("for _ in range(3): record_run(5, False)\nflush(0.1); step()")
+    until(lambda: hook.sayings() == ["firing failures"])
+    assert "they are kept in memory" in watching.ask("alerts.list")["trouble"]
+    assert "they are kept in memory" in watching.ask("worker.health")["message"]
+    assert not watching.acted.exists()
+    resource.prlimit(service.pid, resource.RLIMIT_FSIZE, before)
+
+    until(lambda: watching.audit()["done"])
+    assert watching.ask("alerts.list")["trouble"] is None
+    service.kill()
+    service.wait()
+    watching.start()
+    watching.looked()
+    audit = watching.audit()
+    assert (audit["firing"], audit["notified"], audit["resolved"]) == (1, 1, 0)
+    assert len(hook.bodies) == 1
 
 
 # ---------------------------------------------------------------- several hubs

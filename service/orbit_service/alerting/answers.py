@@ -29,6 +29,7 @@ from orbit_rpc_schema.alerts import (
 )
 from orbit_rpc_schema.errors import InvalidParams, NoRules, NoSuchChannel, NotSent
 from orbit_rpc_schema.model import NoParams
+from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.alerting.runner import Alerting
 from orbit_service.alerts.backtest import Recorded, TooMuch, backtest
 from orbit_service.alerts.before import Hours, ranges_of
@@ -153,6 +154,8 @@ class _Answers:
             from_ms, to_ms = parse_time(params.from_, now_ms), parse_time(params.to, now_ms)
             if from_ms > to_ms:
                 raise BadRange(f"from ({from_ms}) has to be before to ({to_ms})")
+        if params.to == "now":
+            to_ms = MAX_INT  # what was written before the clock was set back too
         if alerting.path is None:
             return AuditLog(entries=[], more=False)
         found = await alerting.ask(

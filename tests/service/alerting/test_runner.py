@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from builders import until
+from builders import HOUR, MINUTE, until
 from conftest import RunningService
 from orbit_rpc_schema.caller import CallFailed
 from orbit_service.alerting import runner
 from orbit_service.alerts.desk import Desk
+from orbit_service.clock import wall_clock
 from orbit_service.core import outbox
 from receivers import Hook
 
@@ -38,10 +39,15 @@ def hook() -> Iterator[Hook]:
 class Watching(RunningService):
     """A service whose windows close half a second after they open."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.rules = folder / "alerts.toml"
-        settings = {"ORBIT_STATE": folder / "state", "ORBIT_ALERTS": self.rules, **settings}
-        super().__init__(folder / "worker.sock", **settings)
+        self.set_by_ms = 0  # the clock, by which everything in it goes
+        super().__init__(
+            folder / "worker.sock",
+            lambda: wall_clock() + self.set_by_ms,
+            ORBIT_STATE=folder / "state",
+            ORBIT_ALERTS=self.rules,
+        )
 
     def restart(self) -> None:
         self.stop()
@@ -193,6 +199,20 @@ def test_a_channel_that_fails_is_counted_and_shown_and_holds_up_no_other(
     assert "500" in first["trouble"]
     assert (second["sent"], second["waiting"]) == (1, 0)
     assert watching.ask("alerts.list")["trouble"] is None
+
+
+@pytest.mark.parametrize("by_ms", [HOUR, -HOUR])
+def test_a_clock_that_is_set_neither_ends_nor_repeats_anything(watching, hook, fail, by_ms):
+    fail(3)
+    until(lambda: watching.audit() == ["firing", "notified"])
+    watching.set_by_ms = by_ms
+    watching.looked()
+    fail(1)
+    until(lambda: watching.ask("alerts.list")["alerts"][0]["value"] == 4)
+
+    assert (watching.audit(), len(hook.bodies)) == (["firing", "notified"], 1)
+    [alert] = watching.ask("alerts.list")["alerts"]
+    assert abs(alert["firedAt"] - watching.service.clock()) < MINUTE
 
 
 # ---------------------------------------------------------------- the file of rules
