@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from builders import MS, SECOND, T0
-from histories import SEND
+from histories import SEND, runs
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerting import sources
 from orbit_service.alerting.sources import OfNode
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
-from orbit_service.core.outbox import ErrorText, Key
+from orbit_service.core.outbox import GRACE_MS, ErrorText, Key
 from orbit_service.core.rollup import LEVELS
 from orbit_service.history import engines
 from orbit_service.history.archive import Archive
@@ -65,6 +65,12 @@ class Node:
         if knows:
             outbox.take(number)
 
+    def stop(self) -> None:
+        """What is open is closed and published."""
+        outbox = self.collector.outbox
+        outbox.close("instance", list(outbox.windows), f"token {outbox.number + 1}")
+        self.publish()
+
     async def look(self) -> int:
         """How many runs the rules see."""
         closed = await self.source.look(self.sums, self.now_ms)
@@ -99,6 +105,39 @@ async def test_what_closed_before_the_start_is_counted_wherever_it_is(node):
     assert await node.look() == 4
     node.publish()
     assert await node.look() == 4
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 2, 5, 9, 10, 11])
+async def test_a_service_that_starts_again_at_once_has_what_it_closed_when_it_stopped(
+    node, seconds
+):
+    node.run()
+    node.now_ms += seconds * SECOND
+    node.stop()
+    node.begin()
+
+    assert await node.look() == 1
+
+
+@pytest.mark.parametrize("window", ["10s", "1m", "10m", "11m", "1h"])
+@pytest.mark.parametrize("seconds", [0, 1, 2, 9])
+async def test_the_past_reaches_back_as_far_as_the_sums_do(node, window, seconds):
+    rule = Rule(name="runs", metric="runs_per_hour", window=window, above=0)
+    for n in range(400):
+        node.run(T0 + n * 10 * SECOND)
+    node.now_ms = T0 + 4_000 * SECOND + seconds * SECOND
+    node.stop()
+    kept, read = Sums([rule]), Sums([rule])
+    for n in range(400):
+        kept.add(T0 + n * 10 * SECOND, {SEND: runs(MS)})
+    for start_ms, past in (await node.source.look(read, node.now_ms)).windows:
+        read.add(start_ms, past)
+    for sums in (kept, read):
+        end_ms = node.now_ms - GRACE_MS
+        sums.advance(end_ms - end_ms % (10 * SECOND))
+
+    [expected], [found] = (sums.of(rule).values() for sums in (kept, read))
+    assert found.runs == expected.runs > 0
 
 
 @pytest.mark.parametrize("published", [True, False])
