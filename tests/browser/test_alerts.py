@@ -65,6 +65,11 @@ def badge(page: Page) -> Locator:
     return page.get_by_test_id("alerts-badge")
 
 
+def marks(page: Page) -> Locator:
+    """What the first chart says of alerts to those who do not see it."""
+    return page.locator("figure.chart .unseen").first
+
+
 # ---------------------------------------------------------------- what fires
 
 
@@ -272,6 +277,26 @@ def test_a_hub_shows_what_fires_and_takes_what_is_done_about_it(hub, visit):
     page.get_by_label("Who you are").press("Enter")
     expect(page.get_by_test_id("firing")).to_contain_text("Acknowledged by ada")
     expect(page.get_by_test_id("audit-table")).to_contain_text("Acknowledged")
+
+
+# ---------------------------------------------------------------- charts
+
+
+def test_charts_say_which_alerts_fired_and_when(busy, visit):
+    page = visit(busy).open("#/")
+
+    expect(marks(page)).to_contain_text(f"{FIRING} alerts fired: ")
+
+
+def test_the_charts_of_a_pipeline_say_its_own_alerts(busy, visit):
+    visitor = visit(busy)
+
+    expect(marks(visitor.open("#/pipelines/import-orders"))).to_contain_text(
+        "1 alert fired: import-orders"
+    )
+    well = marks(visitor.open("#/pipelines/send-mail"))
+    expect(well).to_contain_text("0 of them failed")
+    expect(well).not_to_contain_text("fired")
 
 
 def test_a_hostile_name_can_be_read_in_an_alert(busy, visit):

@@ -15,6 +15,7 @@ import { worstAlerts } from "../alerts";
 import { chart, RUNS, TIMES } from "../charts";
 import { type Child, fill, h } from "../dom";
 import { ago, at, count, duration, percent, perHour, plural, since } from "../format";
+import { askMarks, type Mark } from "../marks";
 import * as parts from "../parts";
 import { link } from "../router";
 import { attempt, call, RpcError } from "../rpc";
@@ -79,9 +80,10 @@ export function overview(query: URLSearchParams): parts.View {
     async refresh() {
       const mine = ++asking;
       const from = range.from;
-      const [said, past, list, stats, running, failed, info] = await Promise.all([
+      const [said, past, marks, list, stats, running, failed, info] = await Promise.all([
         call("worker.health", {}),
         attempt("worker.history", { from, step: range.step, trend: true }),
+        askMarks(from),
         attempt("pipelines.list", { from }),
         attempt("worker.stats", {}),
         attempt("worker.recentRuns", { status: "running", limit: 100 }),
@@ -108,7 +110,7 @@ export function overview(query: URLSearchParams): parts.View {
       // Charts of nothing would only hide what is to be done.
       for (const part of rest) part.hidden = nobody && none;
       if (past instanceof RpcError) fill(compared, parts.excuse(past));
-      else showPast(past);
+      else showPast(past, marks);
       fill(
         worst,
         h("h2", {}, "What fails most"),
@@ -121,13 +123,13 @@ export function overview(query: URLSearchParams): parts.View {
     },
   };
 
-  const showPast = (past: History): void => {
+  const showPast = (past: History, marks: Mark[]): void => {
     const group = past.groups[0];
     if (!group) return;
     const before = `against the ${range.long} before`;
     fill(compared, parts.comparison(group.total, group.trend, before));
-    runs.show(group.points, past.step);
-    times.show(group.points, past.step);
+    runs.show(group.points, past.step, marks);
+    times.show(group.points, past.step, marks);
   };
   return view;
 }
