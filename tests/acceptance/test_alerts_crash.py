@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from builders import until
+from builders import environment, until
+from orbit_service.alerting import runner
+from orbit_service.alerts import store
 from processes import House
 from receivers import Hook
 
@@ -155,3 +161,133 @@ def test_sighup_takes_a_new_file_and_a_bad_one_changes_nothing(watching, hook):
     until(lambda: hook.sayings() == ["firing failures", "firing more"])
     assert watching.audit()["resolved"] == 0
     assert watching.ask("alerts.list")["trouble"] is None
+
+
+# ---------------------------------------------------------------- several hubs
+
+FLEET = """
+[channels.hook]
+url = "json://{hook}"
+
+[[rules]]
+name = "failures"
+metric = "failures"
+above = 2
+"""
+HASTY = [sys.executable, str(HERE / "hasty.py"), "serve"]
+
+
+class Hub:
+    """One of several hubs, over HTTP."""
+
+    def __init__(self, folder: Path, url: str, rules: Path) -> None:
+        folder.mkdir()
+        environ = environment(folder, ORBIT_HISTORY_URL=url, ORBIT_ALERTS=str(rules))
+        self._log = folder / "log"
+        with self._log.open("w") as output:
+            self.process = subprocess.Popen([*HASTY, "--hub"], env=environ, stderr=output)
+
+    @cached_property
+    def _url(self) -> str:
+        """Where it listens, once it does."""
+        said = until(lambda: self._log.read_text().partition("a hub: http at ")[2])
+        return f"http://{said.partition(',')[0]}/rpc"
+
+    def ask(self, method: str, **params: Any) -> Any:
+        """The result, or the error."""
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request) as answer:
+            found = json.load(answer)
+        return found.get("result", found.get("error"))
+
+    def evaluates(self) -> bool:
+        return self.ask("alerts.list")["evaluates"]
+
+    def audit(self) -> Counter[str]:
+        return Counter(e["kind"] for e in self.ask("alerts.history", limit=1_000)["entries"])
+
+    def alerts(self) -> list[str]:
+        return [alert["rule"] for alert in self.ask("alerts.list")["alerts"]]
+
+    def close(self, signal_number: int = signal.SIGKILL) -> int:
+        self.process.send_signal(signal_number)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, postgres_url: str) -> Iterator[House]:
+    """A house whose service shares its history, started."""
+    house = House(tmp_path, ORBIT_HISTORY_URL=postgres_url)
+    house._start(HASTY)
+    yield house
+    house.close()
+
+
+@pytest.fixture
+def hubs(tmp_path: Path, postgres_url: str, hook: Hook) -> Iterator[list[Hub]]:
+    """Two that share it too."""
+    rules = tmp_path / "alerts.toml"
+    rules.write_text(FLEET.format(hook=hook.address))
+    hubs = [Hub(tmp_path / name, postgres_url, rules) for name in ("one", "other")]
+    yield hubs
+    for hub in hubs:
+        hub.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_of_two_hubs_one_evaluates_and_the_other_takes_over(fleet, hubs, hook, how):
+    fleet.worker(FAILING)
+    until(lambda: hook.sayings() == ["firing failures"])
+    [first] = [hub for hub in hubs if hub.evaluates()]
+    [second] = [hub for hub in hubs if hub is not first]
+    until(lambda: first.audit()["notified"])
+    # The one that stands by answers what the other has found, and refuses to change it.
+    until(lambda: second.alerts() == ["failures"])
+    silence = {"matchers": {"rule": "x"}, "reason": "r", "who": "w"}
+    assert "another hub" in str(second.ask("alerts.silence", **silence))
+    assert first.ask("alerts.silence", **silence)["who"] == "w"
+    first.close(how)
+
+    until(second.evaluates)
+    until(lambda: second.ask("alerts.list")["alerts"][0]["value"] == 3)
+    assert second.audit() == {"firing": 1, "notified": 1, "silenced": 1}
+    assert [s["who"] for s in second.ask("alerts.list")["silences"]] == ["w"]
+    assert len(hook.bodies) == 1
+
+
+def test_a_hub_that_stood_still_while_another_took_over_gives_way(fleet, hubs, hook):
+    fleet.worker(FAILING)
+    until(lambda: hook.sayings() == ["firing failures"])
+    [first] = [hub for hub in hubs if hub.evaluates()]
+    [second] = [hub for hub in hubs if hub is not first]
+    until(lambda: first.audit()["notified"])
+    first.process.send_signal(signal.SIGSTOP)
+    until(second.evaluates)
+    first.process.send_signal(signal.SIGCONT)
+
+    until(lambda: not first.evaluates())
+    until(lambda: first.alerts() == second.alerts() == ["failures"])
+    assert (second.evaluates(), len(hook.bodies)) == (True, 1)
+    assert second.audit() == {"firing": 1, "notified": 1}
+
+
+def test_a_hub_whose_database_was_away_goes_on_from_what_is_in_it(fleet, hubs, hook, postgres):
+    fleet.worker(FAILING)
+    until(lambda: hook.sayings() == ["firing failures"])
+    until(lambda: any(hub.audit()["notified"] for hub in hubs))
+    postgres.stop()
+    until(lambda: any(hub.ask("alerts.list")["trouble"] for hub in hubs))
+    postgres.start()
+
+    until(lambda: sum(hub.evaluates() for hub in hubs) == 1)
+    [first] = [hub for hub in hubs if hub.evaluates()]
+    until(lambda: first.alerts() == ["failures"])
+    assert first.audit() == {"firing": 1, "notified": 1}
+    assert len(hook.bodies) == 1
+
+
+def test_a_hub_that_is_killed_is_replaced_within_thirty_seconds():
+    """By the constants as they are; the tests above have shorter ones."""
+    assert store.LEASE_MS / 1000 + 2 * runner.LOOK_SECONDS <= 30
