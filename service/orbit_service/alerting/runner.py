@@ -273,9 +273,6 @@ class Alerting:
         self._store.close()
 
     async def _run(self) -> None:
-        async with self._lock:
-            with suppress(BadRules):  # the log and the health say what is wrong
-                self._take(await self._alone(self._read))
         while True:
             try:
                 await self._look()
@@ -306,6 +303,9 @@ class Alerting:
 
     async def _look(self) -> None:
         async with self._lock:
+            if self.loaded_ms is None and self.file_trouble is None:
+                with suppress(BadRules):  # the log and the health say what is wrong
+                    self._take(await self._alone(self._read))
             if not await self._may_look() or self.loaded_ms is None:
                 return  # without any rules states would end for want of theirs
         sums = self._desk.sums

@@ -184,8 +184,10 @@ async def read_past(
     noted: Callable[[], None],
 ) -> Windows:
     """Closed windows for as long as the sums reach back. Raises HistoryUnavailable, TooMuch."""
-    end_ms = now_ms - GRACE_MS
-    parts = past_of(kept, sums.longest_ms, end_ms - end_ms % WINDOW_MS + WINDOW_MS)
+    # A service that stops closes what is open: the window of now may have closed already.
+    end_ms = now_ms - now_ms % WINDOW_MS + WINDOW_MS
+    grace_ms = GRACE_MS - GRACE_MS % -WINDOW_MS  # by which sums are behind, in whole windows
+    parts = past_of(kept, sums.longest_ms + grace_ms, end_ms)
     wanted = Wanted(parts, node=node, steps=sums.wants_steps)
     recorded = await archive.read(wanted, Recorded, lambda recorded: recorded, noted)
     return list(recorded.windows.items())
