@@ -37,7 +37,7 @@ from orbit_rpc_schema.errors import (
 )
 from orbit_service.alerts import messages, recovery
 from orbit_service.alerts.before import NOTHING_BEFORE, Before
-from orbit_service.alerts.facts import Facts
+from orbit_service.alerts.facts import Facts, Stamps
 from orbit_service.alerts.fold import Change, State, Subject, fold, shifted
 from orbit_service.alerts.messages import Firing, Item, Mailbox, Message
 from orbit_service.alerts.readings import Looked, Totals, look
@@ -148,6 +148,7 @@ class Desk:
         self._documents: dict[str, bytes] = {}  # as they were written last
         self._told: list[Entry] = []  # since the last look
         self._left_out = 0
+        self._stamps = Stamps()
         self._steps: list[tuple[int, int]] = []  # of the clock: until when, and by how much
 
     # ------------------------------------------------------------ beginning
@@ -215,7 +216,7 @@ class Desk:
         """Look at all rules; what has changed, newest first."""
         if seen.step_ms:
             self._shift(seen.step_ms, now_ms)
-        facts = seen.facts.as_of_now(self._steps)
+        facts = self._stamps.as_of_now(seen.facts, seen.step_ms, now_ms)
         if seen.all_of_it:
             self.sums = Sums(self.file.rules)
         for start_ms, window in seen.windows:
@@ -250,6 +251,8 @@ class Desk:
         self._states = shifted(self._states, by_ms)
         self._expected = {subject: at + by_ms for subject, at in self._expected.items()}
         self.sums.shift(by_ms)
+        for totals in self._totals.values():
+            totals.shift(by_ms)
         for mailbox in self._mailboxes.values():
             mailbox.sent_ms = [at + by_ms for at in mailbox.sent_ms]
             for told in mailbox.told.values():
