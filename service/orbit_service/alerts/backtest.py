@@ -48,7 +48,7 @@ class Recorded:
             self._rows += 1
             if self._rows > MAX_ROWS:
                 raise TooMuch(f"there are more than {MAX_ROWS} windows: take a shorter range")
-            window[key] = stats.copy()  # it may be of a publication, which does not change
+            window[key] = stats
         else:
             row.merge(stats)
 
