@@ -12,6 +12,7 @@ import pytest
 from builders import HOUR, SECOND
 from orbit_rpc_schema.errors import AlertsUnavailable, NoSuchAlert, NoSuchSilence
 from orbit_service.alerts import desk as desks
+from orbit_service.alerts import shelf as shelves
 from orbit_service.alerts.desk import Desk
 from orbit_service.alerts.records import StoreFailed, Unwritten
 from orbit_service.alerts.rules import NO_RULES
@@ -539,7 +540,7 @@ def test_alerts_for_which_there_is_no_place_are_counted(watched, monkeypatch):
 def test_messages_for_which_there_is_no_place_push_out_the_oldest_and_are_counted(
     watched, monkeypatch
 ):
-    monkeypatch.setattr(desks, "MAX_PARCELS", 1)
+    monkeypatch.setattr(shelves, "MAX_PARCELS", 1)
     watched.fire()
     for _ in range(4):
         watched.look()
