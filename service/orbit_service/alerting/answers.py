@@ -74,8 +74,10 @@ class _Answers:
     def __init__(self, alerting: Alerting) -> None:
         self._alerting = alerting
 
-    def list(self, params: AlertsListParams) -> AlertList:
-        alerting, board = self._alerting, self._alerting.desk.board
+    async def list(self, params: AlertsListParams) -> AlertList:
+        alerting = self._alerting
+        await alerting.settled()
+        board = alerting.desk.board
         return AlertList(
             alerts=[
                 alert

@@ -198,6 +198,12 @@ class Alerting:
         self._wake()
         return done
 
+    async def settled(self) -> None:
+        """Wait a moment after the start, in which what fires is not known to do so."""
+        if self.path is not None and self._trouble is None:
+            with suppress(AlertsUnavailable):
+                await self._be_open()
+
     async def _be_open(self) -> None:
         """Wait a moment for what was kept to be read, at the start."""
         try:
