@@ -110,12 +110,16 @@ class Watched:
 
     def said(self) -> list[str]:
         """What waits to be sent, the oldest first."""
-        parcels = [p for name in self.file.channels for p in self.desk.due(name, self.now_ms, 99)]
+        parcels = [
+            p for name in self.file.channels for p in self.desk.shelf.due(name, self.now_ms, 99)
+        ]
         return [f"{item.saying} {item.rule}" for p in parcels for item in p.message.items]
 
     def send(self) -> list[str]:
         """The keys of what waits, which is sent."""
-        parcels = [p for name in self.file.channels for p in self.desk.due(name, self.now_ms, 99)]
+        parcels = [
+            p for name in self.file.channels for p in self.desk.shelf.due(name, self.now_ms, 99)
+        ]
         for parcel in parcels:
             self.desk.delivered(parcel, self.now_ms)
         return [parcel.key for parcel in parcels]

@@ -144,7 +144,7 @@ class _Answers:
             failed=counts.failed,
             given_up=counts.given_up,
             held_back=alerting.desk.held_back(name),
-            waiting=alerting.desk.waiting(name),
+            waiting=alerting.desk.shelf.waiting(name),
             trouble=counts.trouble,
         )
 
@@ -228,7 +228,7 @@ class _Answers:
             from_ms, to_ms = parse_time(params.from_, now_ms), parse_time(params.to, now_ms)
             check_range(from_ms, to_ms, now_ms)
             back_ms = max((rule.window for rule in rules if rule.about.source != "now"), default=0)
-            level = _level(alerting.kept, from_ms - back_ms, now_ms)
+            level = _level(alerting.kept, from_ms, now_ms)
             step_ms = alerting.kept[level].window_ms
             from_ms -= from_ms % step_ms
             to_ms = min(to_ms, now_ms)
@@ -256,8 +256,8 @@ class _Answers:
 
 
 def _level(kept: Sequence[Level], from_ms: int, now_ms: int) -> int:
-    """The finest level that is kept for all of it."""
+    """The finest level that is kept for all of it, the first window excepted."""
     for number, level in enumerate(kept):
-        if from_ms - from_ms % level.window_ms >= now_ms - level.kept_ms:
+        if from_ms >= now_ms - level.kept_ms - level.window_ms:
             return number
     raise BadRange(f"windows are kept for {duration_text(kept[-1].kept_ms)}: test a later range")

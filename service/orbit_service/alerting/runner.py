@@ -139,8 +139,8 @@ class Alerting:
             return f"the file of rules is not taken: {self.file_trouble}"
         if self._trouble is not None:
             return self._trouble
-        if self._desk.trouble is not None:
-            return f"alerts cannot be written ({self._desk.trouble}); they are kept in memory"
+        if self._desk.shelf.trouble is not None:
+            return f"alerts cannot be written ({self._desk.shelf.trouble}); they are kept in memory"
         return None
 
     def told(self) -> AlertsNow:
@@ -162,7 +162,8 @@ class Alerting:
                     ("given up", tally.given_up),
                 )
             },
-            dict(self.actions),
+            self.actions
+            + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
             desk.board.evaluated_at,
         )
 
@@ -374,7 +375,7 @@ class Alerting:
                 self._patient_until = time.monotonic() + KEPT_SECONDS
             if self._source.hub or time.monotonic() < self._patient_until:
                 raise
-            desk.trouble = str(error)
+            desk.shelf.trouble = str(error)
             logger.error("alerts cannot be read: {}; they begin anew", error)
         desk.use(self._desk.file)
         desk.show(self.clock())
@@ -447,7 +448,7 @@ class _Outbox:
         alerting = self._alerting
         if not alerting.evaluates:
             return []  # another hub does it, or it is not known yet
-        return alerting.desk.due(channel, now_ms, 20)
+        return alerting.desk.shelf.due(channel, now_ms, 20)
 
     async def delivered(self, parcel: Parcel, now_ms: int) -> None:
         await self._change(lambda desk: desk.delivered(parcel, now_ms))

@@ -11,8 +11,9 @@ from loguru import logger
 
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerts.backtest import Recorded, TooMuch
-from orbit_service.alerts.desk import Errors, Newest
+from orbit_service.alerts.desk import Errors
 from orbit_service.alerts.facts import Facts, facts_here, facts_of
+from orbit_service.alerts.saying import Newest
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet

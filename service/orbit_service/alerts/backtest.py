@@ -71,12 +71,15 @@ def backtest(
     to_ms: int,
     step_ms: int,
 ) -> Backtest:
-    """Look once for each window of the range. Windows before it fill the sums."""
+    """Look once for each window of the range. Windows before it fill the sums.
+
+    A rule's window is widened to whole steps: of less than that there is no number.
+    """
     courses = {rule.name: _Course() for rule in rules}
     tested = []
     for rule in rules:
         if rule.about.source == "runs" or rule.metric == "since_success":
-            tested.append(rule)
+            tested.append(_widened(rule, step_ms))
         else:
             courses[rule.name].trouble = UNRECORDED
     by_name = {rule.name: rule for rule in tested}
@@ -113,15 +116,20 @@ def backtest(
             elif change.turn == "resolved":
                 course.firings.append((change.subject, open_.pop(change.subject), change))
     for subject, change in open_.items():
-        ongoing = Change(subject, "firing", to_ms, states[subject])
-        courses[subject.rule].firings.append((subject, change._replace(state=ongoing.state), None))
+        ongoing = change._replace(state=states[subject])
+        courses[subject.rule].firings.append((subject, ongoing, None))
     views = [_view(rule, courses[rule.name], to_ms) for rule in rules]
     return Backtest(from_=from_ms, to=to_ms, step=step_ms, rules=views)
 
 
+def _widened(rule: Rule, step_ms: int) -> Rule:
+    steps = -(-rule.window // step_ms)
+    return rule.model_copy(update={"window": steps * step_ms})
+
+
 def _saw_successes(facts: Facts, window: dict[Key, Stats]) -> None:
     for key, stats in window.items():
-        if stats.last_success_ms is not None and not (key.step or key.error):
+        if stats.last_success_ms is not None and key.pipeline and not (key.step or key.error):
             pair = (key.worker, key.pipeline)
             facts.successes[pair] = max(facts.successes.get(pair, 0), stats.last_success_ms)
 

@@ -9,9 +9,9 @@ network; one thread at a time.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
@@ -20,12 +20,9 @@ from loguru import logger
 from msgspec.structs import replace
 
 from orbit_rpc_schema.alerts import (
-    Acknowledgement,
     Alert,
-    AlertError,
     AuditEntry,
     Kind,
-    Recovery,
     Severity,
     SilenceView,
 )
@@ -37,24 +34,31 @@ from orbit_rpc_schema.errors import (
 )
 from orbit_service.alerts import messages, recovery
 from orbit_service.alerts.before import NOTHING_BEFORE, Before
-from orbit_service.alerts.facts import Facts
+from orbit_service.alerts.facts import Facts, Stamps
 from orbit_service.alerts.fold import Change, State, Subject, fold, shifted
 from orbit_service.alerts.messages import Firing, Item, Mailbox, Message
 from orbit_service.alerts.readings import Looked, Totals, look
 from orbit_service.alerts.records import (
-    MAX_PARCELS,
     Entry,
-    LeaseLost,
     Parcel,
     Store,
-    StoreFailed,
-    Unwritten,
 )
 from orbit_service.alerts.recovery import Act, Case, Escalation, Logbook, Refusal
 from orbit_service.alerts.rules import NO_RULES, Action, Rule, RuleFile
+from orbit_service.alerts.saying import (
+    Newest,
+    Note,
+    alert_id,
+    item_of,
+    labels_of,
+    view_of_alert,
+    view_of_entry,
+    view_of_silence,
+)
+from orbit_service.alerts.shelf import Shelf
 from orbit_service.alerts.silences import MAX_SILENCES, Silence, silenced_by
 from orbit_service.alerts.sums import Sums
-from orbit_service.core.outbox import GRACE_MS, ErrorText, Window
+from orbit_service.core.outbox import GRACE_MS, Window
 from orbit_service.core.window import WINDOW_MS
 
 MAX_TOLD = 100  # changes of one look that listeners are told of
@@ -64,18 +68,7 @@ MAX_STEPS = 20  # of the clock
 MAX_ERRORS = 20_000  # newest errors, by pipeline and worker
 _LEVEL: dict[Severity, int] = {"critical": 0, "warning": 1, "info": 2}
 
-Newest = tuple[str, ErrorText]  # an error's type and text
 Errors = Mapping[tuple[str, str], Newest]  # by pipeline and worker
-
-
-class Note(msgspec.Struct, array_like=True):
-    """What is known of an alert besides its state."""
-
-    ack_who: str = ""
-    ack_note: str = ""
-    ack_ms: int = 0
-    escalated: bool = False
-    recovery: list[tuple[str, str, int, str]] = msgspec.field(default_factory=list)
 
 
 class _Alerted(msgspec.Struct, array_like=True):
@@ -124,40 +117,31 @@ class Desk:
     def __init__(self, node: str, store: Store | None) -> None:
         self.file: RuleFile = NO_RULES
         self.board = Board()
-        self.trouble: str | None = None  # why nothing can be written
-        self.parcels: dict[str, Parcel] = {}
-        self.lost = 0  # messages and entries for which there was no place
+        self.shelf = Shelf(store)
         self.sums = Sums(())
         self.acts: list[tuple[Act, Action]] = []  # decided on, to be performed
-        self.refusals = 0  # of actions
+        self.refused: Counter[str] = Counter()  # actions, by kind
         self._logbook = Logbook()
         self._node = node
-        self._store = store
         self._rules: dict[str, Rule] = {}
         self._states: dict[Subject, State] = {}
         self._notes: dict[Subject, Note] = {}
-        self._ids: dict[Subject, str] = {}
         self._expected: dict[Subject, int] = {}
         self._mailboxes: dict[str, Mailbox] = {}
         self._silences: dict[str, Silence] = {}
         self._errors: dict[tuple[str, str], Newest] = {}  # "": of all
         self._totals = {"dropped": Totals(), "refused": Totals()}
-        self._unwritten = Unwritten()
-        self._posted: list[Parcel] = []  # in this transaction; nothing of it is sent before
         self._dimensions: dict[str, tuple[str, ...]] = {}  # of rules, as their states were made
-        self._documents: dict[str, bytes] = {}  # as they were written last
         self._told: list[Entry] = []  # since the last look
         self._left_out = 0
+        self._stamps = Stamps()
         self._steps: list[tuple[int, int]] = []  # of the clock: until when, and by how much
 
     # ------------------------------------------------------------ beginning
 
     def load(self) -> None:
         """Go on from what is on the disk. Raises StoreFailed."""
-        if self._store is None:
-            return
-        documents, parcels = self._store.load()
-        self._documents = dict(documents)
+        documents = self.shelf.load()
 
         def read(name: str, type: Any, default: Any) -> Any:
             try:
@@ -177,7 +161,6 @@ class Desk:
         self._silences = {s.id: s for s in read("silences", list[Silence], [])}
         self._logbook = read("logbook", Logbook, Logbook())
         self._dimensions = read("dimensions", dict[str, tuple[str, ...]], {})
-        self.parcels = {parcel.key: parcel for parcel in parcels}
 
     def use(self, file: RuleFile) -> list[str]:
         """Take rules, new or first; states stay. Names of those that have changed.
@@ -215,7 +198,7 @@ class Desk:
         """Look at all rules; what has changed, newest first."""
         if seen.step_ms:
             self._shift(seen.step_ms, now_ms)
-        facts = seen.facts.as_of_now(self._steps)
+        facts = self._stamps.as_of_now(seen.facts, seen.step_ms, now_ms)
         if seen.all_of_it:
             self.sums = Sums(self.file.rules)
         for start_ms, window in seen.windows:
@@ -250,6 +233,8 @@ class Desk:
         self._states = shifted(self._states, by_ms)
         self._expected = {subject: at + by_ms for subject, at in self._expected.items()}
         self.sums.shift(by_ms)
+        for totals in self._totals.values():
+            totals.shift(by_ms)
         for mailbox in self._mailboxes.values():
             mailbox.sent_ms = [at + by_ms for at in mailbox.sent_ms]
             for told in mailbox.told.values():
@@ -257,10 +242,10 @@ class Desk:
                 told.fired_ms += by_ms
             mailbox.held = {alert: at + by_ms for alert, at in mailbox.held.items()}
         recovery.shift(self._logbook, by_ms)
-        for parcel in self.parcels.values():
+        for parcel in self.shelf.parcels.values():
             parcel.created_ms += by_ms
             parcel.next_ms += by_ms
-            self._unwritten.parcels[parcel.key] = parcel
+            self.shelf.change(parcel)
         self._silences = {
             s.id: replace(s, from_ms=s.from_ms + by_ms, until_ms=s.until_ms + by_ms)
             for s in self._silences.values()
@@ -348,7 +333,6 @@ class Desk:
                 logger.info("alert {} is resolved: {}", subject.rule, item.summary)
         self._states = states
         self._notes = {s: note for s, note in self._notes.items() if s in states}
-        self._ids = {s: id for s, id in self._ids.items() if s in states}
         return ended
 
     def _decide(self, changes: Sequence[Change], now_ms: int) -> None:
@@ -376,7 +360,7 @@ class Desk:
                     if not decision.dry:
                         self._acted(decision, "started", decision.text, now_ms)
                 case Refusal():
-                    self.refusals += 1
+                    self.refused[self._kind_of(decision)] += 1
                     self._acted(decision, "refused", decision.text, now_ms)
                 case Escalation():
                     subject = self._subject(decision.rule, decision.alert)
@@ -388,7 +372,7 @@ class Desk:
         """Do nothing that is not written down: after a crash it would be done again."""
         for act, _action in self.acts:
             recovery.finished(self._logbook, act, now_ms, done=False)
-            self.refusals += 1
+            self.refused[act.kind] += 1
             self._acted(act, "refused", "it cannot be written down before it is done", now_ms)
         self.acts = []
 
@@ -404,8 +388,7 @@ class Desk:
     ) -> None:
         """Write down something about an action, with the alert and in the audit."""
         subject = self._subject(what.rule, what.alert)
-        rule = self._rules.get(what.rule)
-        kind = rule.actions[what.action].kind if rule and what.action < len(rule.actions) else ""
+        kind = self._kind_of(what)
         if subject is not None:
             tried = self._notes.setdefault(subject, Note()).recovery
             tried.append((kind, outcome, now_ms, text))
@@ -422,6 +405,13 @@ class Desk:
                 details={"action": kind, "outcome": outcome, "id": id},
             )
         )
+
+    def _kind_of(self, what: Act | Refusal | Escalation) -> str:
+        """Of the action that it is about; that of a rule that has changed may be gone."""
+        if isinstance(what, Act):
+            return what.kind
+        rule = self._rules.get(what.rule)
+        return rule.actions[what.action].kind if rule and what.action < len(rule.actions) else ""
 
     def about(self, act: Act) -> tuple[Severity, dict[str, str], float | None]:
         """What who acts is told of the alert: severity, labels, value."""
@@ -453,7 +443,7 @@ class Desk:
         names: dict[str, str] = dict(
             zip(self._rules[subject.rule].dimensions, subject.match, strict=True)
         )
-        return Case(self._id(subject), subject.rule, names, state.fired_ms, resolved_ms)
+        return Case(alert_id(subject), subject.rule, names, state.fired_ms, resolved_ms)
 
     def _is_silenced(self, case: Case, now_ms: int) -> bool:
         rule = self._rules[case.rule]
@@ -461,7 +451,7 @@ class Desk:
         return bool(silenced_by(self._silences.values(), labels, now_ms))
 
     def _subject(self, rule: str, alert: str) -> Subject | None:
-        return next((s for s in self._states if s.rule == rule and self._id(s) == alert), None)
+        return next((s for s in self._states if s.rule == rule and alert_id(s) == alert), None)
 
     def _tell(self, ended: Mapping[str, Item], now_ms: int) -> None:
         """Put into the outbox what channels are to be sent."""
@@ -496,9 +486,9 @@ class Desk:
                 self._post(name, items, held, now_ms)
         for name in self._mailboxes.keys() - self.file.channels.keys():
             del self._mailboxes[name]
-        for parcel in list(self.parcels.values()):
+        for parcel in list(self.shelf.parcels.values()):
             if parcel.channel not in self.file.channels:
-                self._leave(parcel)
+                self.shelf.leave(parcel)
                 why = f"the channel {parcel.channel} is gone"
                 self._note_parcel("undelivered", parcel, why, now_ms)
 
@@ -512,20 +502,15 @@ class Desk:
             max(len(shown) - messages.MAX_ITEMS, 0),
             held,
         )
-        if len(self.parcels) >= MAX_PARCELS:
-            self.lost += 1
-            self._leave(next(iter(self.parcels.values())))
-        parcel = Parcel(message.key, channel, now_ms, now_ms, 0, message)
-        self._unwritten.parcels[parcel.key] = parcel
-        self._posted.append(parcel)
+        self.shelf.post(Parcel(message.key, channel, now_ms, now_ms, 0, message))
 
     def _finish(self, looked: Looked, now_ms: int) -> list[AuditEntry]:
         self._commit()
-        if self.trouble is not None and self._store is not None:
+        if self.shelf.trouble is not None:
             self._drop_acts(now_ms)
         told, self._told = self._told, []
         self.show(now_ms, looked)
-        return [view_of(0, entry) for entry in reversed(told[-MAX_TOLD:])]
+        return [view_of_entry(0, entry) for entry in reversed(told[-MAX_TOLD:])]
 
     # ------------------------------------------------------------ what people do
 
@@ -548,7 +533,7 @@ class Desk:
             )
         )
         self._settle(now_ms)
-        return _silence_view(silence)
+        return view_of_silence(silence)
 
     def unsilence(self, id: str, who: str, now_ms: int) -> None:
         """Raises NoSuchSilence, AlertsUnavailable."""
@@ -570,7 +555,7 @@ class Desk:
 
     def acknowledge(self, alert: str, who: str, note: str, now_ms: int) -> None:
         """Raises NoSuchAlert, AlertsUnavailable."""
-        subject = next((s for s in self._states if self._id(s) == alert), None)
+        subject = next((s for s in self._states if alert_id(s) == alert), None)
         if subject is None:
             raise NoSuchAlert(alert=alert)
         about = self._notes.setdefault(subject, Note())
@@ -599,49 +584,33 @@ class Desk:
         kind: str | None = None,
     ) -> list[AuditEntry]:
         """Entries, newest first. Raises AlertsUnavailable."""
-        if self._store is None:
-            raise AlertsUnavailable(why="nothing is kept here: ORBIT_STATE is none")
-        try:
-            found = self._store.audit(from_ms, to_ms, limit, rule=rule, alert=alert, kind=kind)
-        except StoreFailed as error:
-            self._write_all()
-            raise AlertsUnavailable(why=str(error)) from None
-        return [view_of(id, entry) for id, entry in found]
+        found = self.shelf.audit(from_ms, to_ms, limit, rule=rule, alert=alert, kind=kind)
+        return [view_of_entry(id, entry) for id, entry in found]
 
     def _settle(self, now_ms: int) -> None:
         """What somebody was promised has to be on the disk. Raises AlertsUnavailable."""
         self._commit()
         self.show(now_ms)
-        if self._store is not None and self.trouble is not None:
-            raise AlertsUnavailable(why=f"it holds until the service ends; {self.trouble}")
+        if self.shelf.trouble is not None:
+            raise AlertsUnavailable(why=f"it holds until the service ends; {self.shelf.trouble}")
 
     # ------------------------------------------------------------ delivery
 
-    def due(self, channel: str, now_ms: int, most: int) -> list[Parcel]:
-        """What is to be sent through a channel now, oldest first."""
-        # Asked while a look may go on in a thread, which changes what is there.
-        parcels = list(self.parcels.values())
-        mine = (p for p in parcels if p.channel == channel and p.next_ms <= now_ms)
-        return sorted(mine, key=lambda parcel: parcel.created_ms)[:most]
-
     def delivered(self, parcel: Parcel, now_ms: int) -> None:
-        self._leave(parcel)
+        self.shelf.leave(parcel)
         self._audit_parcel("notified", parcel, f"sent through {parcel.channel}", now_ms)
 
     def failed(self, parcel: Parcel, next_ms: int) -> None:
-        if parcel.key in self.parcels:
+        if parcel.key in self.shelf.parcels:
             parcel.tries += 1
             parcel.next_ms = next_ms
-            self.parcels[parcel.key] = self._unwritten.parcels[parcel.key] = parcel
+            self.shelf.change(parcel)
             self._commit()
 
     def gave_up(self, parcel: Parcel, why: str, now_ms: int) -> None:
-        self._leave(parcel)
+        self.shelf.leave(parcel)
         text = f"given up after {parcel.tries} tries through {parcel.channel}: {why}"
         self._audit_parcel("undelivered", parcel, text, now_ms)
-
-    def waiting(self, channel: str) -> int:
-        return sum(parcel.channel == channel for parcel in list(self.parcels.values()))
 
     def held_back(self, channel: str) -> int:
         mailbox = self._mailboxes.get(channel)
@@ -650,10 +619,6 @@ class Desk:
     def test_message(self, now_ms: int) -> Message:
         """What a channel is sent to see that it works."""
         return Message(uuid4().hex, now_ms, self._node, [], test=True)
-
-    def _leave(self, parcel: Parcel) -> None:
-        self.parcels.pop(parcel.key, None)
-        self._unwritten.parcels[parcel.key] = None
 
     def _audit_parcel(self, kind: Kind, parcel: Parcel, text: str, now_ms: int) -> None:
         self._note_parcel(kind, parcel, text, now_ms)
@@ -676,52 +641,13 @@ class Desk:
     # ------------------------------------------------------------ the disk
 
     def _note_down(self, entry: Entry) -> None:
-        entries = self._unwritten.entries
-        if len(entries) == entries.maxlen:
-            self.lost += 1
-        entries.append(entry)
+        self.shelf.note_down(entry)
         self._told.append(entry)
         del self._told[:-MAX_TOLD]
 
     def _commit(self) -> None:
-        """Write what is new; what cannot be written stays to be written. Raises LeaseLost."""
-        if self._store is None:
-            self._unwritten = Unwritten()
-            self._post_out()
-            return
-        for name, body in self._dumped().items():
-            if self._documents.get(name) != body:
-                self._unwritten.documents[name] = body
-        if not self._unwritten and self.trouble is None:
-            return
-        try:
-            self._store.write(self._unwritten)
-        except LeaseLost:
-            raise
-        except StoreFailed as error:
-            if self.trouble is None:
-                logger.error("alerts cannot be written: {}; they are kept in memory", error)
-            self.trouble = str(error)
-            self._write_all()
-            self._post_out()
-            return
-        if self.trouble is not None:
-            logger.info("alerts are written again")
-        self.trouble = None
-        self._documents.update(self._unwritten.documents)
-        self._unwritten = Unwritten()
-        self._post_out()
-
-    def _post_out(self) -> None:
-        """What was put in may be sent: it is on the disk, or that takes nothing."""
-        for parcel in self._posted:
-            self.parcels[parcel.key] = parcel
-        self._posted = []
-
-    def _write_all(self) -> None:
-        """After a failure: of what was written before nobody knows whether it is there."""
-        self._documents = {}
-        self._unwritten.parcels.update(self.parcels)
+        """Write what is new. Raises LeaseLost."""
+        self.shelf.commit(self._dumped())
 
     def _dumped(self) -> dict[str, bytes]:
         alerted = [
@@ -753,7 +679,7 @@ class Desk:
         alerts.sort(key=lambda a: (a.phase == "pending", _LEVEL[a.severity], a.since, a.id))
         self.board = Board(
             alerts,
-            [_silence_view(s) for s in self._silences.values() if s.until_ms > now_ms],
+            [view_of_silence(s) for s in self._silences.values() if s.until_ms > now_ms],
             self.board.evaluated_at if looked is None else now_ms,
             self.board.matches if looked is None else looked.matches,
             self.board.troubles if looked is None else looked.troubles,
@@ -765,70 +691,24 @@ class Desk:
         note = self._notes.get(subject, Note())
         error = self._error(subject)
         told = [m.told[item.alert].at_ms for m in self._mailboxes.values() if item.alert in m.told]
-        return Alert(
-            id=item.alert,
-            rule=subject.rule,
-            severity=item.severity,
-            phase=state.phase,
-            labels=item.labels,
-            summary=item.summary,
-            metric=rule.metric,
-            value=state.value,
-            value_text=rule.value_text(state.value),
-            threshold=rule.threshold,
-            threshold_text=rule.value_text(rule.threshold),
-            since=state.since_ms,
-            fired_at=state.fired_ms or None,
-            clearing=bool(state.clear_since_ms),
-            silenced_by=self._silenced(item, now_ms),
-            acknowledged=Acknowledgement(who=note.ack_who, note=note.ack_note, at=note.ack_ms)
-            if note.ack_ms
-            else None,
-            last_notified=max(told, default=None),
-            recovery=[
-                Recovery(action=action, outcome=outcome, at=at, text=text)
-                for action, outcome, at, text in reversed(note.recovery)
-            ],
-            error=None
-            if error is None
-            else AlertError(type=error[0], message=error[1].message, at=error[1].at_ms),
-            runbook=rule.runbook,
-        )
+        silenced_by = self._silenced(item, now_ms)
+        return view_of_alert(rule, item, state, note, error, silenced_by, max(told, default=None))
 
     def _item(
         self, subject: Subject, state: State, now_ms: int, change: Change | None = None
     ) -> Item:
         """An alert as it is said: as it fires, or as it has turned."""
-        rule, labels = self._rules.get(subject.rule), self._labels(subject)
-        note = self._notes.get(subject, Note())
-        alert = self._id(subject)
+        rule, note = self._rules.get(subject.rule), self._notes.get(subject, Note())
         if rule is None or not self._fits(subject):
             return self._last_item(subject, state, now_ms, change)
-        error = self._error(subject)
-        page = (self.file.page or "").rstrip("/")
-        tried = note.recovery[-1] if note.recovery else None
-        return Item(
-            alert,
-            "firing",
-            rule.name,
-            "critical" if note.escalated else rule.severity,
-            labels,
-            summary(rule, subject.match, state, change),
-            state.since_ms,
-            state.fired_ms,
-            now_ms,
-            "" if error is None else error[0],
-            "" if error is None else error[1].message,
-            "" if tried is None else f"{tried[0]}: {tried[1]}",
-            rule.runbook or "",
-            f"{page}/#/alerts/{alert}" if page else "",
-        )
+        error, page = self._error(subject), self.file.page
+        return item_of(rule, subject, state, note, error, now_ms, change, page)
 
     def _last_item(
         self, subject: Subject, state: State, now_ms: int, change: Change | None
     ) -> Item:
         """Of an alert whose rule is gone: as somebody was told of it, if anybody was."""
-        alert, reason = self._id(subject), change.reason if change else ""
+        alert, reason = alert_id(subject), change.reason if change else ""
         for mailbox in self._mailboxes.values():
             if (told := mailbox.told.get(alert)) is not None:
                 said = f"{told.item.summary}; {reason}" if reason else told.item.summary
@@ -849,13 +729,7 @@ class Desk:
         rule = self._rules.get(subject.rule)
         if rule is None or not self._fits(subject):
             return {}
-        return {**rule.labels, **dict(zip(rule.dimensions, subject.match, strict=False))}
-
-    def _id(self, subject: Subject) -> str:
-        id = self._ids.get(subject)
-        if id is None:
-            id = self._ids[subject] = alert_id(subject)
-        return id
+        return labels_of(rule, subject)
 
     def _error(self, subject: Subject) -> Newest | None:
         """The newest error of what an alert is about; of other things than runs there is none."""
@@ -873,49 +747,3 @@ class Desk:
     def _silenced(self, item: Item, now_ms: int) -> list[str]:
         labels = {**item.labels, "rule": item.rule, "severity": item.severity}
         return silenced_by(self._silences.values(), labels, now_ms)
-
-
-def alert_id(subject: Subject) -> str:
-    """The same for the same rule and match, for ever."""
-    return sha256("\0".join((subject.rule, *subject.match)).encode()).hexdigest()[:16]
-
-
-def summary(rule: Rule, match: tuple[str, ...], state: State, change: Change | None = None) -> str:
-    """What is wrong, or is not any more: "census: error rate over 5m is 40 %, above 10 %"."""
-    side = "above" if rule.above is not None else "below"
-    value, threshold = rule.value_text(state.value), rule.value_text(rule.threshold)
-    who = " ".join(match)
-    if change is None or change.turn in ("pending", "firing"):
-        said = f"{rule.measured} is {value}, {side} {threshold}"
-    elif change.reason:
-        said = f"{rule.measured}: {change.reason}"
-    else:
-        said = f"{rule.measured} is {value}, not {side} {threshold} any more"
-    if change is not None and change.turn == "resolved":
-        said = f"{said}; it had come to {rule.value_text(state.peak)}"
-    return f"{who}: {said}" if who else said[:1].upper() + said[1:]
-
-
-def view_of(id: int, entry: Entry) -> AuditEntry:
-    return AuditEntry(
-        id=id,
-        at=entry.at_ms,
-        kind=entry.kind,
-        rule=entry.rule or None,
-        alert=entry.alert or None,
-        labels=entry.labels,
-        text=entry.text,
-        who=entry.who,
-        details=entry.details,
-    )
-
-
-def _silence_view(silence: Silence) -> SilenceView:
-    return SilenceView(
-        id=silence.id,
-        matchers=silence.matchers,
-        from_=silence.from_ms,
-        until=silence.until_ms,
-        reason=silence.reason,
-        who=silence.who,
-    )

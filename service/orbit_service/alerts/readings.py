@@ -55,7 +55,13 @@ class Totals:
         self._last = total
 
     def since(self, from_ms: int) -> int:
-        return sum(grown for start, grown in self._grown.items() if start >= from_ms)
+        """By how much since then, and in the window in which that lies."""
+        first_ms = from_ms - from_ms % WINDOW_MS
+        return sum(grown for start, grown in self._grown.items() if start >= first_ms)
+
+    def shift(self, by_ms: int) -> None:
+        """The clock was set: what lies some minutes back lies some minutes back."""
+        self._grown = {start + by_ms: grown for start, grown in self._grown.items()}
 
 
 def look(
@@ -116,7 +122,7 @@ def _of_runs(
 ) -> Iterator[tuple[Match, float | None]]:
     totals = sums.of(rule)
     if rule.compare == "version":
-        for (*names, version), total in _newest_versions(totals).items():
+        for (*names, version), total in _newest_versions(rule, totals, before).items():
             match = tuple(names)
             earlier = before.version(Subject(rule.name, match), version)
             yield match, None if earlier is None else change_of(rule, total, earlier)
@@ -137,14 +143,21 @@ def _of_runs(
         yield match, 0.0
 
 
-def _newest_versions(totals: Mapping[Match, Sum]) -> dict[Match, Sum]:
-    """Of each match the version that appeared last; its name is the last of a match."""
-    newest: dict[Match, Match] = {}
+def _newest_versions(rule: Rule, totals: Mapping[Match, Sum], before: Before) -> dict[Match, Sum]:
+    """Of each match the version that appeared last; its name is the last of a match.
+
+    Two may run side by side for longer than the sums reach back: then the days before
+    tell which of them is the newer one.
+    """
+    newest: dict[Match, tuple[tuple[int, int], Match]] = {}
     for full, total in totals.items():
-        match = full[:-1]
-        if total.runs and (match not in newest or total.first_ms > totals[newest[match]].first_ms):
-            newest[match] = full
-    return {full: totals[full] for full in newest.values()}
+        match, version = full[:-1], full[-1]
+        if total.runs:
+            known = before.place(Subject(rule.name, match), version)
+            when = (known, total.first_ms)
+            if match not in newest or when > newest[match][0]:
+                newest[match] = (when, full)
+    return {full: totals[full] for _when, full in newest.values()}
 
 
 def _of_facts(

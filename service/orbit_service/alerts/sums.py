@@ -157,7 +157,7 @@ class Slide:
         self.window_ms = window_ms
         self.bucket_ms = next(b for b in BUCKETS_MS if window_ms <= b * PARTS)
         self.totals: dict[Match, Sum] = {}
-        self.left_out = 0  # matches for which there was no place
+        self.left_out = 0  # rows of matches for which there was no place
         self._buckets: dict[int, dict[Match, Sum]] = {}
         self._oldest_ms = 0
 
@@ -183,15 +183,11 @@ class Slide:
         self._oldest_ms = oldest_ms - oldest_ms % self.bucket_ms
         for start_ms in [start for start in self._buckets if start < self._oldest_ms]:
             for match, part in self._buckets.pop(start_ms).items():
-                total = self.totals[match]
-                total.take_away(part)
-                if not total.runs:
-                    # Nothing is left but what is needed to say zero of it.
-                    fresh = self.totals[match] = Sum()
-                    fresh.retries, fresh.last_ms = total.retries, total.last_ms
-        for match in [m for m, t in self.totals.items() if t.last_ms < end_ms - KNOWN_MS]:
-            if not self.totals[match].runs:
-                del self.totals[match]
+                self.totals[match].take_away(part)
+        # Of what is forgotten nothing may be left to be taken away.
+        known_from_ms = min(end_ms - KNOWN_MS, self._oldest_ms)
+        for match in [m for m, t in self.totals.items() if t.last_ms < known_from_ms]:
+            del self.totals[match]
 
     def shift(self, by_ms: int) -> None:
         """The clock was set: what lies some minutes back lies some minutes back."""

@@ -12,6 +12,7 @@ import pytest
 from builders import HOUR, SECOND
 from orbit_rpc_schema.errors import AlertsUnavailable, NoSuchAlert, NoSuchSilence
 from orbit_service.alerts import desk as desks
+from orbit_service.alerts import shelf as shelves
 from orbit_service.alerts.desk import Desk
 from orbit_service.alerts.records import StoreFailed, Unwritten
 from orbit_service.alerts.rules import NO_RULES
@@ -88,7 +89,7 @@ def test_an_end_is_told_with_the_same_id(watched):
 
     assert (told, watched.desk.board.alerts) == (["notified", "resolved"], [])
     assert watched.said() == ["resolved failures"]
-    [parcel] = watched.desk.due("hook", watched.now_ms, 9)
+    [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     assert (parcel.message.items[0].alert, parcel.key != key) == (alert.id, True)
 
 
@@ -100,7 +101,7 @@ def test_nothing_may_be_sent_before_it_is_written(tmp_path):
 
     seen: list[list[str]] = []
     watched = Watched(tmp_path)
-    watched.desk._store = Slow(watched.store._database)
+    watched.desk.shelf._store = Slow(watched.store._database)
     watched.fire()
 
     assert ["firing failures"] not in seen
@@ -150,7 +151,7 @@ def test_restarts_between_all_looks_change_nothing(tmp_path):
 
 def test_a_restart_finds_what_waits_under_its_key(watched):
     watched.fire()
-    [before] = watched.desk.due("hook", watched.now_ms, 9)
+    [before] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     watched.restart()
     watched.look()
 
@@ -162,18 +163,18 @@ def test_a_restart_finds_what_waits_under_its_key(watched):
 
 def test_a_try_that_failed_is_remembered_with_its_time(watched):
     watched.fire()
-    [parcel] = watched.desk.due("hook", watched.now_ms, 9)
+    [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     watched.desk.failed(parcel, watched.now_ms + 5 * SECOND)
     watched.restart()
 
     assert watched.said() == []
-    [again] = watched.desk.due("hook", watched.now_ms + 5 * SECOND, 9)
+    [again] = watched.desk.shelf.due("hook", watched.now_ms + 5 * SECOND, 9)
     assert (again.key, again.tries) == (parcel.key, 1)
 
 
 def test_what_cannot_be_delivered_is_given_up_with_a_word(watched):
     watched.fire()
-    [parcel] = watched.desk.due("hook", watched.now_ms, 9)
+    [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     watched.desk.gave_up(parcel, "away", watched.now_ms)
     watched.restart()
 
@@ -295,7 +296,7 @@ def test_an_alert_whose_rule_is_gone_ends_as_it_was_told(watched):
     assert watched.desk.board.alerts == []
     watched.look()
 
-    [parcel] = watched.desk.due("hook", watched.now_ms, 9)
+    [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     [item] = parcel.message.items
     assert (item.saying, item.labels) == ("resolved", {"pipeline": "send"})
     assert item.summary == f"{alert.summary}; the rule is gone"
@@ -315,7 +316,7 @@ def test_a_rule_that_tells_others_apart_begins_anew(watched, restarting):
     assert watched.look()[-2:] == ["resolved", "pending"]
     [alert] = watched.desk.board.alerts
     assert alert.labels == {"worker": "mailer"}
-    [parcel] = watched.desk.due("hook", watched.now_ms, 9)
+    [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     assert [(i.saying, i.labels) for i in parcel.message.items] == [
         ("resolved", {"pipeline": "send"})
     ]
@@ -328,7 +329,7 @@ def test_what_waits_for_a_channel_that_is_gone_is_given_up(watched):
     watched.take(RULES.replace("hook", "other"))
     watched.look()
 
-    assert watched.desk.waiting("hook") == 0
+    assert watched.desk.shelf.waiting("hook") == 0
     assert watched.audit()[-1] == ("undelivered", "firing: the channel hook is gone")
     assert watched.said() == ["firing failures"]
 
@@ -409,12 +410,12 @@ def test_while_nothing_can_be_written_rules_are_looked_at_and_all_is_sent(in_fol
     in_folder.look()
     with trouble(in_folder.path):
         in_folder.fire()
-        assert in_folder.desk.trouble is not None
+        assert in_folder.desk.shelf.trouble is not None
         assert [alert.phase for alert in in_folder.desk.board.alerts] == ["firing"]
         assert (in_folder.said(), len(in_folder.send())) == (["firing failures"], 1)
     in_folder.look()
 
-    assert in_folder.desk.trouble is None
+    assert in_folder.desk.shelf.trouble is None
     assert in_folder.kinds() == ["pending", "firing", "notified"]
     in_folder.restart()
     assert (in_folder.look(), in_folder.said()) == ([], [])
@@ -513,7 +514,7 @@ def test_a_clock_that_is_set_changes_nothing(tmp_path, by_ms, at):
 @pytest.mark.parametrize("by_ms", [HOUR, -HOUR])
 def test_what_waits_does_not_wait_longer_for_a_clock_that_was_set(watched, by_ms):
     watched.fire()
-    [parcel] = watched.desk.due("hook", watched.now_ms, 9)
+    [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
     watched.desk.failed(parcel, watched.now_ms + 5 * SECOND)
     watched.set_clock(by_ms)
     watched.look(seconds=4)
@@ -539,12 +540,12 @@ def test_alerts_for_which_there_is_no_place_are_counted(watched, monkeypatch):
 def test_messages_for_which_there_is_no_place_push_out_the_oldest_and_are_counted(
     watched, monkeypatch
 ):
-    monkeypatch.setattr(desks, "MAX_PARCELS", 1)
+    monkeypatch.setattr(shelves, "MAX_PARCELS", 1)
     watched.fire()
     for _ in range(4):
         watched.look()
 
-    assert (watched.said(), watched.desk.lost) == (["resolved failures"], 1)
+    assert (watched.said(), watched.desk.shelf.lost) == (["resolved failures"], 1)
     watched.restart()
     assert watched.said() == ["resolved failures"]
 
