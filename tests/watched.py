@@ -76,6 +76,7 @@ class Watched:
         pipelines: Sequence[str] = ("send",),
         lost: Sequence[str] = (),
         here: Sequence[str] = (),
+        dropped: int = 0,
         **seen: Any,
     ) -> list[str]:
         """After so many seconds, in which these runs ended; what has changed, the first first."""
@@ -88,7 +89,7 @@ class Watched:
         workers |= {name: WorkerFact(True, False, False, self.now_ms) for name in here}
         looked = Seen(
             [(start_ms, window)] if self._filled else self.windows,
-            Facts(workers=workers, dropped=0, refused=0, troubles=[]),
+            Facts(workers=workers, dropped=dropped, refused=0, troubles=[]),
             step_ms=self.set_by_ms,
             all_of_it=not self._filled,
             **seen,

@@ -160,6 +160,7 @@ class Desk:
         self._mailboxes = read("mailboxes", dict[str, Mailbox], {})
         self._silences = {s.id: s for s in read("silences", list[Silence], [])}
         self._logbook = read("logbook", Logbook, Logbook())
+        self._totals |= read("totals", dict[str, Totals], {})
         self._dimensions = read("dimensions", dict[str, tuple[str, ...]], {})
 
     def use(self, file: RuleFile) -> list[str]:
@@ -662,6 +663,7 @@ class Desk:
             "mailboxes": _encode(self._mailboxes),
             "silences": _encode(list(self._silences.values())),
             "logbook": _encode(self._logbook),
+            "totals": _encode(self._totals),
             "dimensions": _encode(
                 {name: self._dimensions[name] for name in named if name in self._dimensions}
             ),

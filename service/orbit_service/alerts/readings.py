@@ -6,6 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+from msgspec import Struct
+
 from orbit_service.alerts.before import Before
 from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.fold import Match, States, Subject
@@ -37,31 +40,30 @@ class Looked:
     troubles: dict[str, str] = field(default_factory=dict)  # why a rule says nothing
 
 
-class Totals:
-    """How much a sum over all time has grown in the last minutes."""
+class Totals(Struct, array_like=True):
+    """How much a sum over all time has grown in the last minutes; durable."""
 
-    def __init__(self) -> None:
-        self._last: int | None = None
-        self._grown: dict[int, int] = {}  # by window
+    last: int | None = None
+    grown: dict[int, int] = msgspec.field(default_factory=dict)  # by window
 
     def saw(self, total: int | None, now_ms: int) -> None:
         if total is None:
             return
-        if self._last is not None and total > self._last:
+        if self.last is not None and total > self.last:
             start_ms = now_ms - now_ms % WINDOW_MS
-            self._grown[start_ms] = self._grown.get(start_ms, 0) + total - self._last
-            while len(self._grown) > MAX_CHANGES:
-                self._grown.pop(next(iter(self._grown)))
-        self._last = total
+            self.grown[start_ms] = self.grown.get(start_ms, 0) + total - self.last
+            while len(self.grown) > MAX_CHANGES:
+                self.grown.pop(next(iter(self.grown)))
+        self.last = total
 
     def since(self, from_ms: int) -> int:
         """By how much since then, and in the window in which that lies."""
         first_ms = from_ms - from_ms % WINDOW_MS
-        return sum(grown for start, grown in self._grown.items() if start >= first_ms)
+        return sum(grown for start, grown in self.grown.items() if start >= first_ms)
 
     def shift(self, by_ms: int) -> None:
         """The clock was set: what lies some minutes back lies some minutes back."""
-        self._grown = {start + by_ms: grown for start, grown in self._grown.items()}
+        self.grown = {start + by_ms: grown for start, grown in self.grown.items()}
 
 
 def look(

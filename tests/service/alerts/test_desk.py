@@ -172,6 +172,21 @@ def test_a_try_that_failed_is_remembered_with_its_time(watched):
     assert (again.key, again.tries) == (parcel.key, 1)
 
 
+def test_what_was_dropped_before_a_restart_is_not_forgotten_by_it(tmp_path):
+    rule = '[[rules]]\nname = "dropped"\nmetric = "dropped"\nwindow = "1m"\nabove = 0\n'
+    watched = Watched(tmp_path, rule)
+    watched.look(dropped=7)  # who knows when
+    watched.look(dropped=9)
+    watched.restart()
+
+    assert watched.look(dropped=9) == []
+    assert [alert.value for alert in watched.desk.board.alerts] == [2]
+    watched.restart()
+    assert watched.look(dropped=10) == []  # dropped meanwhile
+    assert [alert.value for alert in watched.desk.board.alerts] == [3]
+    watched.store.close()
+
+
 def test_what_cannot_be_delivered_is_given_up_with_a_word(watched):
     watched.fire()
     [parcel] = watched.desk.shelf.due("hook", watched.now_ms, 9)
