@@ -485,9 +485,9 @@ def file_store(folder: Path | None) -> Store | None:
     return AlertStore(sqlite_file(folder / FILE))
 
 
-def shared_store(url: str, holder: str) -> Store:
+def shared_store(url: str, node: str) -> Store:
     """Where hubs keep theirs, of which one evaluates."""
-    from orbit_service.alerts.store import AlertStore
+    from orbit_service.alerts.store import AlertStore, holder_of
     from orbit_service.history.engines import checked_url, postgres
 
-    return AlertStore(postgres(checked_url(url)), holder)
+    return AlertStore(postgres(checked_url(url)), holder_of(node))
