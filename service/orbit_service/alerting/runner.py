@@ -20,7 +20,7 @@ from loguru import logger
 
 from orbit_rpc_schema.alerts import AuditEntry
 from orbit_rpc_schema.errors import AlertsUnavailable, BadRules, HistoryUnavailable, NoRules
-from orbit_service.alerting.sources import Closed
+from orbit_service.alerting.sources import Closed, Windows
 from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
 from orbit_service.alerts.desk import Desk, Errors, Seen
@@ -63,8 +63,11 @@ class Source(Protocol):
 
     hub: bool
 
-    async def look(self, sums: Sums, now_ms: int) -> Closed:
-        """What the sums lack: windows that have closed. Raises HistoryUnavailable."""
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+        """What has closed that the sums lack and the history holds. Raises HistoryUnavailable."""
+
+    def closed(self, past: Windows | None, now_ms: int) -> Closed:
+        """That, and every window that is over by now."""
 
     def added(self, sums: Sums) -> None:
         """These have all of it now."""
@@ -162,8 +165,7 @@ class Alerting:
                     ("given up", tally.given_up),
                 )
             },
-            self.actions
-            + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
+            self.actions + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
             desk.board.evaluated_at,
         )
 
@@ -224,7 +226,10 @@ class Alerting:
             rules = await self._alone(self._read)
             changed = self._take(rules)
             if self.evaluates:
-                await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
+                try:
+                    await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
+                except LeaseLost:  # whoever has it now has a file of its own
+                    self._close()
         logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
         self._come.set()
         return changed
@@ -311,16 +316,24 @@ class Alerting:
                 return  # without any rules states would end for want of theirs
         sums = self._desk.sums
         # Which may take long, and holds nobody up.
-        closed = await self._source.look(sums, self.clock())
         errors = await self._source.errors()
         before = await self._to_compare(self.clock())
+        past = await self._source.past(sums, self.clock())
         async with self._lock:
             if self._desk.sums is not sums:
                 self._come.set()  # other rules came meanwhile, and need all that has closed
                 return
             now_ms = self._time()
-            facts = self._source.facts(now_ms)
-            seen = Seen(closed.windows, facts, before, errors, self._step_ms, closed.all_of_it)
+            closed, facts = self._source.closed(past, now_ms), self._source.facts(now_ms)
+            seen = Seen(
+                closed.windows,
+                facts,
+                before,
+                errors,
+                self._step_ms,
+                closed.all_of_it,
+                closed.grace_ms,
+            )
             try:
                 told = await self._alone(lambda: self._desk.look(seen, now_ms))
             except LeaseLost:
@@ -330,9 +343,11 @@ class Alerting:
             self._step_ms = 0
             self._source.added(self._desk.sums)
             acts, self._desk.acts = self._desk.acts, []
+            # While nobody else is at the desk: the next look may end the alert.
+            contexts = [Context(*self._desk.about(act)) for act, _action in acts]
         self._trouble, self.evaluates = None, True
-        for act, action in acts:
-            self._begin(act, action)
+        for (act, action), context in zip(acts, contexts, strict=True):
+            self._begin(act, action, context)
         if told:
             await self.on_changed(told)
         self._wake()
@@ -412,14 +427,13 @@ class Alerting:
 
     # ------------------------------------------------------------ acting
 
-    def _begin(self, act: Act, action: Action) -> None:
-        task = asyncio.create_task(self._perform(act, action))
+    def _begin(self, act: Act, action: Action, context: Context) -> None:
+        task = asyncio.create_task(self._perform(act, action, context))
         self._acting.add(task)
         task.add_done_callback(self._acting.discard)
 
-    async def _perform(self, act: Act, action: Action) -> None:
-        severity, labels, value = self._desk.about(act)
-        came = await self._performer.perform(act, action, Context(severity, labels, value))
+    async def _perform(self, act: Act, action: Action, context: Context) -> None:
+        came = await self._performer.perform(act, action, context)
         outcome, text = came.outcome, came.text
         self.actions[act.kind, outcome] += 1
         said = " ".join(text.split())

@@ -26,6 +26,8 @@ from orbit_service.history.port import Wanted
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
 AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
 ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
+# For nodes to publish a window: what is over and not there yet would pass for nothing ran.
+PUBLISH_MS = 5_000
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
 
 Windows = list[tuple[int, Window]]
@@ -37,6 +39,7 @@ class Closed:
 
     windows: Windows
     all_of_it: bool = False
+    grace_ms: int = GRACE_MS  # after its end a window is there
 
 
 class OfNode:
@@ -53,7 +56,9 @@ class OfNode:
         stuck_after_ms: int,
         troubles: Callable[[], Iterable[str]],
         since_ms: int,
+        close: Callable[[int], None],
     ) -> None:
+        self._close = close
         self._collector = collector
         self._archive = archive
         self._kept = kept
@@ -78,11 +83,16 @@ class OfNode:
         keys = {key for window in windows.values() for key in window if key.error}
         _keep(self._errors, ((key, texts[key]) for key in keys if key in texts))
 
-    async def look(self, sums: Sums, now_ms: int) -> Closed:
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
         self._listens = True
-        past: Windows | None = None
         if self._filled is not sums or time.monotonic() >= self._again_at:
-            past = await self._past(sums, now_ms)
+            return await self._past(sums, now_ms)
+        return None
+
+    def closed(self, past: Windows | None, now_ms: int) -> Closed:
+        # The next round of closing may be a quarter of a second away: till then the sums would
+        # lack their newest ten seconds, and a rule over few of them would calm down and fire.
+        self._close(now_ms)
         closed, self._closed = self._closed, []
         return Closed(closed) if past is None else Closed(past + closed, all_of_it=True)
 
@@ -153,12 +163,14 @@ class OfFleet:
         self._since_ms = since_ms
         self._errors_at = float("-inf")
 
-    async def look(self, sums: Sums, now_ms: int) -> Closed:
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
         try:
-            windows = await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
+            return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
             raise HistoryUnavailable(why=str(error)) from None
-        return Closed(windows, all_of_it=True)
+
+    def closed(self, past: Windows | None, _now_ms: int) -> Closed:
+        return Closed(past or [], all_of_it=True, grace_ms=GRACE_MS + PUBLISH_MS)
 
     def added(self, sums: Sums) -> None:
         """All is read again the next time, whatever is in them."""

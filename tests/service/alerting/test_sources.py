@@ -39,7 +39,9 @@ class Node:
     def begin(self) -> None:
         """The service has started again: rules are looked at for the first time."""
         archive = Archive(lambda: self, "n", lambda: self.collector.outbox)  # type: ignore[arg-type,return-value]
-        self.source = OfNode(lambda: self.collector, archive, LEVELS, None, 0, lambda: (), T0)
+        self.source = OfNode(
+            lambda: self.collector, archive, LEVELS, None, 0, lambda: (), T0, self.close_by
+        )
         self.sums = Sums([FAILURES])
 
     def read(self, wanted: Wanted, add: Add) -> dict[str, tuple[int, str]]:
@@ -54,8 +56,12 @@ class Node:
     def close(self, after: int = 12) -> None:
         """So many seconds later."""
         self.now_ms += after * SECOND
+        self.close_by(self.now_ms)
+
+    def close_by(self, now_ms: int) -> None:
+        """As the service does several times a second."""
         outbox = self.collector.outbox
-        starts = outbox.over(self.now_ms)
+        starts = outbox.over(now_ms)
         self.source.saw({start: outbox.windows[start] for start in starts})
         outbox.close("instance", starts, f"token {outbox.number + 1}")
 
@@ -73,7 +79,8 @@ class Node:
 
     async def look(self) -> int:
         """How many runs the rules see."""
-        closed = await self.source.look(self.sums, self.now_ms)
+        past = await self.source.past(self.sums, self.now_ms)
+        closed = self.source.closed(past, self.now_ms)
         if closed.all_of_it:
             self.sums = Sums([FAILURES])
         for start_ms, window in closed.windows:
@@ -107,6 +114,14 @@ async def test_what_closed_before_the_start_is_counted_wherever_it_is(node):
     assert await node.look() == 4
 
 
+async def test_a_window_that_is_over_is_looked_at_though_its_time_to_close_has_not_come(node):
+    await node.look()
+    node.run()
+    node.now_ms += 12 * SECOND
+
+    assert await node.look() == 1
+
+
 @pytest.mark.parametrize("seconds", [0, 1, 2, 5, 9, 10, 11])
 async def test_a_service_that_starts_again_at_once_has_what_it_closed_when_it_stopped(
     node, seconds
@@ -130,7 +145,7 @@ async def test_the_past_reaches_back_as_far_as_the_sums_do(node, window, seconds
     kept, read = Sums([rule]), Sums([rule])
     for n in range(400):
         kept.add(T0 + n * 10 * SECOND, {SEND: runs(MS)})
-    for start_ms, past in (await node.source.look(read, node.now_ms)).windows:
+    for start_ms, past in await node.source.past(read, node.now_ms):
         read.add(start_ms, past)
     for sums in (kept, read):
         end_ms = node.now_ms - GRACE_MS
