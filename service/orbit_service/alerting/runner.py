@@ -23,7 +23,7 @@ from orbit_rpc_schema.errors import AlertsUnavailable, BadRules, HistoryUnavaila
 from orbit_service.alerting.sources import Closed, Windows
 from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
-from orbit_service.alerts.desk import Desk, Errors, Seen
+from orbit_service.alerts.desk import Board, Desk, Errors, Seen
 from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
 from orbit_service.alerts.recovery import Act
@@ -144,6 +144,8 @@ class Alerting:
             return self._trouble
         if self._desk.shelf.trouble is not None:
             return f"alerts cannot be written ({self._desk.shelf.trouble}); they are kept in memory"
+        if left_out := self._desk.board.left_out:
+            return f"{left_out} alerts more than there is place for are not told: see the rules"
         return None
 
     def told(self) -> AlertsNow:
@@ -312,8 +314,12 @@ class Alerting:
             if self.loaded_ms is None and self.file_trouble is None:
                 with suppress(BadRules):  # the log and the health say what is wrong
                     self._take(await self._alone(self._read))
-            if not await self._may_look() or self.loaded_ms is None:
-                return  # without any rules states would end for want of theirs
+            shown = self._desk.board
+            looks = await self._may_look() and self.loaded_ms is not None
+        if not looks:  # without any rules states would end for want of theirs
+            if _differs(shown, self._desk.board):
+                await self.on_changed([])  # what the hub that looks has found
+            return
         sums = self._desk.sums
         # Which may take long, and holds nobody up.
         errors = await self._source.errors()
@@ -444,6 +450,10 @@ class Alerting:
     def _wake(self) -> None:
         for name in self._desk.file.channels:
             self.delivery.wake(name)
+
+
+def _differs(one: Board, other: Board) -> bool:
+    return (one.alerts, one.silences) != (other.alerts, other.silences)
 
 
 class _Outbox:

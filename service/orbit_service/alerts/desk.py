@@ -520,7 +520,9 @@ class Desk:
             max(len(shown) - messages.MAX_ITEMS, 0),
             held,
         )
-        self.shelf.post(Parcel(message.key, channel, now_ms, now_ms, 0, message))
+        pushed_out = self.shelf.post(Parcel(message.key, channel, now_ms, now_ms, 0, message))
+        if pushed_out is not None:
+            self._note_parcel("undelivered", pushed_out, "dropped: too many messages wait", now_ms)
 
     def _finish(self, looked: Looked, now_ms: int) -> list[AuditEntry]:
         self._commit()

@@ -12,6 +12,7 @@ from builders import until
 from conftest import RunningService
 from orbit_rpc_schema.caller import CallFailed
 from orbit_service.alerting import runner
+from orbit_service.alerts import desk
 from orbit_service.alerts.desk import Desk
 from orbit_service.core import outbox
 from receivers import Hook
@@ -193,6 +194,14 @@ def test_a_channel_that_fails_is_counted_and_shown_and_holds_up_no_other(
     assert "500" in first["trouble"]
     assert (second["sent"], second["waiting"]) == (1, 0)
     assert watching.ask("alerts.list")["trouble"] is None
+
+
+def test_alerts_for_which_there_is_no_place_are_told_of(watching, fail, monkeypatch):
+    monkeypatch.setattr(desk, "MAX_ALERTS", 0)
+    fail(3)
+
+    said = until(lambda: watching.ask("alerts.list")["trouble"])
+    assert said == "1 alerts more than there is place for are not told: see the rules"
 
 
 # ---------------------------------------------------------------- the file of rules
