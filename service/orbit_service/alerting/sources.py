@@ -18,7 +18,8 @@ from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
 from orbit_service.core.outbox import GRACE_MS, ErrorText, Key, Window
-from orbit_service.core.rollup import Level, Segment
+from orbit_service.core.rollup import DAY_MS, MINUTE_MS, Level, Segment, segments
+from orbit_service.core.stats import Stats
 from orbit_service.core.window import WINDOW_MS
 from orbit_service.history.archive import Archive
 from orbit_service.history.port import Wanted
@@ -26,6 +27,9 @@ from orbit_service.history.port import Wanted
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
 AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
 ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
+SUCCESSES_SECONDS = 10.0  # between two readings of a fleet's successes
+SUCCESSES_MS = 7 * DAY_MS  # of the past that is read for them at first
+OVERLAP_MS = 2 * MINUTE_MS  # of one with the next, for what is published late
 # For nodes to publish a window: what is over and not there yet would pass for nothing ran.
 PUBLISH_MS = 5_000
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
@@ -161,9 +165,11 @@ class OfFleet:
         self._kept = kept
         self._stuck_after_ms = stuck_after_ms
         self._since_ms = since_ms
-        self._errors_at = float("-inf")
+        self._errors_at = self._successes_at = float("-inf")
+        self._successes = _Successes()
 
     async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+        await self._read_successes(now_ms)
         try:
             return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
@@ -176,7 +182,22 @@ class OfFleet:
         """All is read again the next time, whatever is in them."""
 
     def facts(self, now_ms: int) -> Facts:
-        return facts_of(self._fleet().select(None), self._stuck_after_ms, self._since_ms, now_ms)
+        workers = self._fleet().select(None)
+        facts = facts_of(workers, self._stuck_after_ms, self._since_ms, now_ms)
+        for pair, success_ms in self._successes.last.items():
+            facts.successes[pair] = max(success_ms, facts.successes.get(pair, 0))
+        return facts
+
+    async def _read_successes(self, now_ms: int) -> None:
+        """Of workers that are gone: nodes tell of the lives that go on alone."""
+        if time.monotonic() - self._successes_at < SUCCESSES_SECONDS:
+            return
+        oldest_ms = now_ms - SUCCESSES_MS
+        from_ms = max(self._successes.read_ms - OVERLAP_MS, oldest_ms)
+        parts = segments(from_ms, now_ms, now_ms, self._kept)
+        read = await self._archive.read(Wanted(parts), _Successes, lambda found: found)
+        self._successes = self._successes.with_later(read, oldest_ms, now_ms)
+        self._successes_at = time.monotonic()
 
     async def errors(self) -> Errors:
         if time.monotonic() - self._errors_at < ERRORS_SECONDS:
@@ -186,6 +207,26 @@ class OfFleet:
         texts = await self._archive.error_texts(Wanted([], runs=False, errors=True))
         _keep(errors, ((key, text) for (_node, key), text in texts.items()))
         return errors
+
+
+class _Successes:
+    """Takes rows of the history, and keeps when each worker's pipeline succeeded last."""
+
+    def __init__(self) -> None:
+        self.last: dict[tuple[str, str], int] = {}
+        self.read_ms = 0  # until when
+
+    def add(self, _start_ms: int, _node: str, key: Key, stats: Stats) -> None:
+        if stats.last_success_ms is not None and not (key.step or key.error):
+            pair = (key.worker, key.pipeline)
+            self.last[pair] = max(stats.last_success_ms, self.last.get(pair, 0))
+
+    def with_later(self, later: _Successes, oldest_ms: int, read_ms: int) -> _Successes:
+        both = _Successes()
+        both.read_ms = read_ms
+        both.last = {pair: at_ms for pair, at_ms in self.last.items() if at_ms >= oldest_ms}
+        both.last.update(later.last)
+        return both
 
 
 async def read_past(

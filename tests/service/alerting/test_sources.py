@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+from alerting import DAY
 from builders import MS, SECOND, T0
 from histories import SEND, runs
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerting import sources
-from orbit_service.alerting.sources import OfNode
+from orbit_service.alerting.sources import OfFleet, OfNode
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
-from orbit_service.core.outbox import GRACE_MS, ErrorText, Key
+from orbit_service.core.fleet import Fleet
+from orbit_service.core.outbox import GRACE_MS, ErrorText, Key, Outbox
 from orbit_service.core.rollup import LEVELS
 from orbit_service.history import engines
 from orbit_service.history.archive import Archive
@@ -285,3 +287,34 @@ async def test_the_newest_error_of_each_pair_is_told_once(node, monkeypatch):
     }
     assert [(type, text.message) for type, text in told.values()] == [("ValueError", "newer")]
     assert await node.source.errors() == {}
+
+
+# ---------------------------------------------------------------- a fleet
+
+
+@pytest.fixture
+def hub(node: Node) -> OfFleet:
+    nothing = Outbox()
+    archive = Archive(lambda: node, "", lambda: nothing)  # type: ignore[arg-type,return-value]
+    return OfFleet(Fleet, archive, LEVELS, 0, T0)
+
+
+async def test_a_fleet_knows_the_successes_of_workers_that_are_gone(node, hub, monkeypatch):
+    monkeypatch.setattr(sources, "SUCCESSES_SECONDS", 0)
+    nothing = Sums(())
+    node.run()
+    node.close()
+    node.publish()
+    await hub.past(nothing, node.now_ms)
+    assert hub.facts(node.now_ms).successes == {("mailer", "send"): T0}
+    node.run()
+    again_ms = node.now_ms
+    node.close()
+    node.publish()
+
+    await hub.past(nothing, node.now_ms)
+    assert hub.facts(node.now_ms).successes == {("mailer", "send"): again_ms}
+    await hub.past(nothing, node.now_ms + 6 * DAY)
+    assert hub.facts(node.now_ms).successes == {("mailer", "send"): again_ms}
+    await hub.past(nothing, node.now_ms + 8 * DAY)
+    assert hub.facts(node.now_ms).successes == {}
