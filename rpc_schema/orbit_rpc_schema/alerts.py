@@ -61,7 +61,7 @@ class AlertsHistoryParams(Model):
 class SilenceParams(Model):
     """Say nothing and do nothing about what matches, until it ends."""
 
-    matchers: dict[str, str] = Field(
+    matchers: dict[Name, Name] = Field(
         min_length=1,
         max_length=20,
         description="label -> pattern with * and ?; rule, severity, worker, pipeline, step, queue "
@@ -73,7 +73,7 @@ class SilenceParams(Model):
 
 
 class UnsilenceParams(Model):
-    id: str
+    id: AlertId
     who: Who
 
 

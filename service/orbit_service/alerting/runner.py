@@ -20,10 +20,10 @@ from loguru import logger
 
 from orbit_rpc_schema.alerts import AuditEntry
 from orbit_rpc_schema.errors import AlertsUnavailable, BadRules, HistoryUnavailable, NoRules
-from orbit_service.alerting.sources import Closed
+from orbit_service.alerting.sources import Closed, Windows
 from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
-from orbit_service.alerts.desk import Desk, Errors, Seen
+from orbit_service.alerts.desk import Board, Desk, Errors, Seen
 from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
 from orbit_service.alerts.recovery import Act
@@ -63,8 +63,11 @@ class Source(Protocol):
 
     hub: bool
 
-    async def look(self, sums: Sums, now_ms: int) -> Closed:
-        """What the sums lack: windows that have closed. Raises HistoryUnavailable."""
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+        """What has closed that the sums lack and the history holds. Raises HistoryUnavailable."""
+
+    def closed(self, past: Windows | None, now_ms: int) -> Closed:
+        """That, and every window that is over by now."""
 
     def added(self, sums: Sums) -> None:
         """These have all of it now."""
@@ -141,6 +144,8 @@ class Alerting:
             return self._trouble
         if self._desk.shelf.trouble is not None:
             return f"alerts cannot be written ({self._desk.shelf.trouble}); they are kept in memory"
+        if left_out := self._desk.board.left_out:
+            return f"{left_out} alerts more than there is place for are not told: see the rules"
         return None
 
     def told(self) -> AlertsNow:
@@ -229,7 +234,10 @@ class Alerting:
             rules = await self._alone(self._read)
             changed = self._take(rules)
             if self.evaluates:
-                await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
+                try:
+                    await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
+                except LeaseLost:  # whoever has it now has a file of its own
+                    self._close()
         logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
         self._come.set()
         return changed
@@ -312,20 +320,32 @@ class Alerting:
             if self.loaded_ms is None and self.file_trouble is None:
                 with suppress(BadRules):  # the log and the health say what is wrong
                     self._take(await self._alone(self._read))
-            if not await self._may_look() or self.loaded_ms is None:
-                return  # without any rules states would end for want of theirs
+            shown = self._desk.board
+            looks = await self._may_look() and self.loaded_ms is not None
+        if not looks:  # without any rules states would end for want of theirs
+            if _differs(shown, self._desk.board):
+                await self.on_changed([])  # what the hub that looks has found
+            return
         sums = self._desk.sums
         # Which may take long, and holds nobody up.
-        closed = await self._source.look(sums, self.clock())
         errors = await self._source.errors()
         before = await self._to_compare(self.clock())
+        past = await self._source.past(sums, self.clock())
         async with self._lock:
             if self._desk.sums is not sums:
                 self._come.set()  # other rules came meanwhile, and need all that has closed
                 return
             now_ms = self._time()
-            facts = self._source.facts(now_ms)
-            seen = Seen(closed.windows, facts, before, errors, self._step_ms, closed.all_of_it)
+            closed, facts = self._source.closed(past, now_ms), self._source.facts(now_ms)
+            seen = Seen(
+                closed.windows,
+                facts,
+                before,
+                errors,
+                self._step_ms,
+                closed.all_of_it,
+                closed.grace_ms,
+            )
             try:
                 told = await self._alone(lambda: self._desk.look(seen, now_ms))
             except LeaseLost:
@@ -335,9 +355,11 @@ class Alerting:
             self._step_ms = 0
             self._source.added(self._desk.sums)
             acts, self._desk.acts = self._desk.acts, []
+            # While nobody else is at the desk: the next look may end the alert.
+            contexts = [Context(*self._desk.about(act)) for act, _action in acts]
         self._trouble, self.evaluates = None, True
-        for act, action in acts:
-            self._begin(act, action)
+        for (act, action), context in zip(acts, contexts, strict=True):
+            self._begin(act, action, context)
         if told:
             await self.on_changed(told)
         self._wake()
@@ -417,14 +439,13 @@ class Alerting:
 
     # ------------------------------------------------------------ acting
 
-    def _begin(self, act: Act, action: Action) -> None:
-        task = asyncio.create_task(self._perform(act, action))
+    def _begin(self, act: Act, action: Action, context: Context) -> None:
+        task = asyncio.create_task(self._perform(act, action, context))
         self._acting.add(task)
         task.add_done_callback(self._acting.discard)
 
-    async def _perform(self, act: Act, action: Action) -> None:
-        severity, labels, value = self._desk.about(act)
-        came = await self._performer.perform(act, action, Context(severity, labels, value))
+    async def _perform(self, act: Act, action: Action, context: Context) -> None:
+        came = await self._performer.perform(act, action, context)
         outcome, text = came.outcome, came.text
         self.actions[act.kind, outcome] += 1
         said = " ".join(text.split())
@@ -435,6 +456,10 @@ class Alerting:
     def _wake(self) -> None:
         for name in self._desk.file.channels:
             self.delivery.wake(name)
+
+
+def _differs(one: Board, other: Board) -> bool:
+    return (one.alerts, one.silences) != (other.alerts, other.silences)
 
 
 class _Outbox:
@@ -490,9 +515,9 @@ def file_store(folder: Path | None) -> Store | None:
     return AlertStore(sqlite_file(folder / FILE))
 
 
-def shared_store(url: str, holder: str) -> Store:
+def shared_store(url: str, node: str) -> Store:
     """Where hubs keep theirs, of which one evaluates."""
-    from orbit_service.alerts.store import AlertStore
+    from orbit_service.alerts.store import AlertStore, holder_of
     from orbit_service.history.engines import checked_url, postgres
 
-    return AlertStore(postgres(checked_url(url)), holder)
+    return AlertStore(postgres(checked_url(url)), holder_of(node))

@@ -18,7 +18,8 @@ from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
 from orbit_service.core.outbox import GRACE_MS, ErrorText, Key, Window
-from orbit_service.core.rollup import Level, Segment
+from orbit_service.core.rollup import DAY_MS, MINUTE_MS, Level, Segment, segments
+from orbit_service.core.stats import Stats
 from orbit_service.core.window import WINDOW_MS
 from orbit_service.history.archive import Archive
 from orbit_service.history.port import Wanted
@@ -26,6 +27,11 @@ from orbit_service.history.port import Wanted
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
 AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
 ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
+SUCCESSES_SECONDS = 10.0  # between two readings of a fleet's successes
+SUCCESSES_MS = 7 * DAY_MS  # of the past that is read for them at first
+OVERLAP_MS = 2 * MINUTE_MS  # of one with the next, for what is published late
+# For nodes to publish a window: what is over and not there yet would pass for nothing ran.
+PUBLISH_MS = 5_000
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
 
 Windows = list[tuple[int, Window]]
@@ -37,6 +43,7 @@ class Closed:
 
     windows: Windows
     all_of_it: bool = False
+    grace_ms: int = GRACE_MS  # after its end a window is there
 
 
 class OfNode:
@@ -53,7 +60,9 @@ class OfNode:
         stuck_after_ms: int,
         troubles: Callable[[], Iterable[str]],
         since_ms: int,
+        close: Callable[[int], None],
     ) -> None:
+        self._close = close
         self._collector = collector
         self._archive = archive
         self._kept = kept
@@ -78,11 +87,16 @@ class OfNode:
         keys = {key for window in windows.values() for key in window if key.error}
         _keep(self._errors, ((key, texts[key]) for key in keys if key in texts))
 
-    async def look(self, sums: Sums, now_ms: int) -> Closed:
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
         self._listens = True
-        past: Windows | None = None
         if self._filled is not sums or time.monotonic() >= self._again_at:
-            past = await self._past(sums, now_ms)
+            return await self._past(sums, now_ms)
+        return None
+
+    def closed(self, past: Windows | None, now_ms: int) -> Closed:
+        # The next round of closing may be a quarter of a second away: till then the sums would
+        # lack their newest ten seconds, and a rule over few of them would calm down and fire.
+        self._close(now_ms)
         closed, self._closed = self._closed, []
         return Closed(closed) if past is None else Closed(past + closed, all_of_it=True)
 
@@ -151,20 +165,39 @@ class OfFleet:
         self._kept = kept
         self._stuck_after_ms = stuck_after_ms
         self._since_ms = since_ms
-        self._errors_at = float("-inf")
+        self._errors_at = self._successes_at = float("-inf")
+        self._successes = _Successes()
 
-    async def look(self, sums: Sums, now_ms: int) -> Closed:
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+        await self._read_successes(now_ms)
         try:
-            windows = await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
+            return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
             raise HistoryUnavailable(why=str(error)) from None
-        return Closed(windows, all_of_it=True)
+
+    def closed(self, past: Windows | None, _now_ms: int) -> Closed:
+        return Closed(past or [], all_of_it=True, grace_ms=GRACE_MS + PUBLISH_MS)
 
     def added(self, sums: Sums) -> None:
         """All is read again the next time, whatever is in them."""
 
     def facts(self, now_ms: int) -> Facts:
-        return facts_of(self._fleet().select(None), self._stuck_after_ms, self._since_ms, now_ms)
+        workers = self._fleet().select(None)
+        facts = facts_of(workers, self._stuck_after_ms, self._since_ms, now_ms)
+        for pair, success_ms in self._successes.last.items():
+            facts.successes[pair] = max(success_ms, facts.successes.get(pair, 0))
+        return facts
+
+    async def _read_successes(self, now_ms: int) -> None:
+        """Of workers that are gone: nodes tell of the lives that go on alone."""
+        if time.monotonic() - self._successes_at < SUCCESSES_SECONDS:
+            return
+        oldest_ms = now_ms - SUCCESSES_MS
+        from_ms = max(self._successes.read_ms - OVERLAP_MS, oldest_ms)
+        parts = segments(from_ms, now_ms, now_ms, self._kept)
+        read = await self._archive.read(Wanted(parts), _Successes, lambda found: found)
+        self._successes = self._successes.with_later(read, oldest_ms, now_ms)
+        self._successes_at = time.monotonic()
 
     async def errors(self) -> Errors:
         if time.monotonic() - self._errors_at < ERRORS_SECONDS:
@@ -174,6 +207,26 @@ class OfFleet:
         texts = await self._archive.error_texts(Wanted([], runs=False, errors=True))
         _keep(errors, ((key, text) for (_node, key), text in texts.items()))
         return errors
+
+
+class _Successes:
+    """Takes rows of the history, and keeps when each worker's pipeline succeeded last."""
+
+    def __init__(self) -> None:
+        self.last: dict[tuple[str, str], int] = {}
+        self.read_ms = 0  # until when
+
+    def add(self, _start_ms: int, _node: str, key: Key, stats: Stats) -> None:
+        if stats.last_success_ms is not None and not (key.step or key.error):
+            pair = (key.worker, key.pipeline)
+            self.last[pair] = max(stats.last_success_ms, self.last.get(pair, 0))
+
+    def with_later(self, later: _Successes, oldest_ms: int, read_ms: int) -> _Successes:
+        both = _Successes()
+        both.read_ms = read_ms
+        both.last = {pair: at_ms for pair, at_ms in self.last.items() if at_ms >= oldest_ms}
+        both.last.update(later.last)
+        return both
 
 
 async def read_past(

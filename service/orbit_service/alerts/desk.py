@@ -59,6 +59,7 @@ from orbit_service.alerts.shelf import Shelf
 from orbit_service.alerts.silences import MAX_SILENCES, Silence, silenced_by
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.outbox import GRACE_MS, Window
+from orbit_service.core.rollup import MINUTE_MS
 from orbit_service.core.window import WINDOW_MS
 
 MAX_TOLD = 100  # changes of one look that listeners are told of
@@ -97,6 +98,7 @@ class Seen:
     errors: Errors = field(default_factory=dict)
     step_ms: int = 0  # by how much the clock was set since the look before
     all_of_it: bool = False  # the windows are all there are, and not what has come since
+    grace_ms: int = GRACE_MS  # after its end a window is among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class Desk:
         self._rules: dict[str, Rule] = {}
         self._states: dict[Subject, State] = {}
         self._notes: dict[Subject, Note] = {}
-        self._expected: dict[Subject, int] = {}
+        self._expected: dict[Subject, int] = {}  # since when it is missed, if it is not there
         self._mailboxes: dict[str, Mailbox] = {}
         self._silences: dict[str, Silence] = {}
         self._errors: dict[tuple[str, str], Newest] = {}  # "": of all
@@ -204,7 +206,7 @@ class Desk:
             self.sums = Sums(self.file.rules)
         for start_ms, window in seen.windows:
             self.sums.add(self._moved(start_ms, now_ms), window)
-        end_ms = now_ms - GRACE_MS
+        end_ms = now_ms - seen.grace_ms
         self.sums.advance(end_ms - end_ms % WINDOW_MS)
         self._totals["dropped"].saw(seen.facts.dropped, now_ms)
         self._totals["refused"].saw(seen.facts.refused, now_ms)
@@ -221,6 +223,7 @@ class Desk:
             self._expected,
             now_ms,
         )
+        self._saw(looked.last)
         states, changes = fold(self._rules, looked.readings, self._states, now_ms)
         ended = {**misfits, **self._turn(states, changes)}
         self._decide(changes, now_ms)
@@ -300,6 +303,15 @@ class Desk:
         }
         self._expected = {s: min(self._expected.get(s, now_ms), now_ms) for s in wanted}
 
+    def _saw(self, last: Mapping[Subject, int]) -> None:
+        """Remember when what is expected was there: a worker's name is forgotten in a day.
+
+        In whole minutes, so that a look that finds everybody there has nothing to write.
+        """
+        for subject, at_ms in last.items():
+            at_ms -= at_ms % MINUTE_MS
+            self._expected[subject] = max(self._expected.get(subject, at_ms), at_ms)
+
     def _turn(self, states: dict[Subject, State], changes: Sequence[Change]) -> dict[str, Item]:
         """Take over the states; what was resolved, as it is to be said."""
         ended: dict[str, Item] = {}
@@ -350,8 +362,13 @@ class Desk:
         ]
         if not cases and not self._logbook.ended:
             return
+        escalated = {alert_id(s) for s, note in self._notes.items() if note.escalated}
         decisions = recovery.decide(
-            self.file, cases, self._logbook, now_ms, lambda case: self._is_silenced(case, now_ms)
+            self.file,
+            cases,
+            self._logbook,
+            now_ms,
+            lambda case: self._is_silenced(case, case.alert in escalated, now_ms),
         )
         for decision in decisions:
             match decision:
@@ -446,9 +463,10 @@ class Desk:
         )
         return Case(alert_id(subject), subject.rule, names, state.fired_ms, resolved_ms)
 
-    def _is_silenced(self, case: Case, now_ms: int) -> bool:
+    def _is_silenced(self, case: Case, escalated: bool, now_ms: int) -> bool:
         rule = self._rules[case.rule]
-        labels = {**rule.labels, **case.labels, "rule": case.rule, "severity": rule.severity}
+        severity = "critical" if escalated else rule.severity
+        labels = {**rule.labels, **case.labels, "rule": case.rule, "severity": severity}
         return bool(silenced_by(self._silences.values(), labels, now_ms))
 
     def _subject(self, rule: str, alert: str) -> Subject | None:
@@ -503,7 +521,9 @@ class Desk:
             max(len(shown) - messages.MAX_ITEMS, 0),
             held,
         )
-        self.shelf.post(Parcel(message.key, channel, now_ms, now_ms, 0, message))
+        pushed_out = self.shelf.post(Parcel(message.key, channel, now_ms, now_ms, 0, message))
+        if pushed_out is not None:
+            self._note_parcel("undelivered", pushed_out, "dropped: too many messages wait", now_ms)
 
     def _finish(self, looked: Looked, now_ms: int) -> list[AuditEntry]:
         self._commit()

@@ -38,6 +38,7 @@ class Looked:
     readings: dict[Subject, float | None] = field(default_factory=dict)
     matches: dict[str, int] = field(default_factory=dict)  # by rule
     troubles: dict[str, str] = field(default_factory=dict)  # why a rule says nothing
+    last: dict[Subject, int] = field(default_factory=dict)  # when what is expected was so last
 
 
 class Totals(Struct, array_like=True):
@@ -81,7 +82,7 @@ def look(
     """Readings of what breaches its threshold, or has a state; of what is well if asked.
 
     `facts` of None: of a past that was not recorded. `expected` holds since when a match
-    is looked for that a rule names and that may never have been there.
+    is missed that a rule names: since the rule is there, or the match was there last.
     """
     found = Looked()
     held: dict[str, list[Match]] = defaultdict(list)
@@ -97,7 +98,9 @@ def look(
                 found.troubles[rule.name] = trouble
                 continue
             assert facts is not None
-            known = _of_facts(rule, facts, totals, expected, now_ms)
+            known = _of_facts(rule, facts, totals, now_ms)
+            if rule.literal is not None:
+                _fill_in(rule, known, expected, found, now_ms)
             if rule.metric not in SINCE:
                 known.update((match, 0.0) for match in held[rule.name] if match not in known)
             values = known.items()
@@ -166,7 +169,6 @@ def _of_facts(
     rule: Rule,
     facts: Facts,
     totals: Mapping[str, Totals],
-    expected: Mapping[Subject, int],
     now_ms: int,
 ) -> dict[Match, float]:
     match rule.metric:
@@ -175,15 +177,26 @@ def _of_facts(
         case "degraded":
             return {(): float(len(facts.troubles or ()))}
     atoms, join = _atoms(rule, facts, now_ms)
-    found = _grouped(rule, atoms, join)
-    if rule.literal is not None:
-        match_ = tuple(rule.literal.values())
-        if match_ not in found and rule.metric in SINCE:
-            since_ms = expected.get(Subject(rule.name, match_), now_ms)
-            found[match_] = float(max(now_ms - since_ms, 0))
-        elif match_ not in found:
-            found[match_] = 0.0
-    return found
+    return _grouped(rule, atoms, join)
+
+
+def _fill_in(
+    rule: Rule,
+    known: dict[Match, float],
+    expected: Mapping[Subject, int],
+    found: Looked,
+    now_ms: int,
+) -> None:
+    """Of the one match that a rule names there is always a number."""
+    assert rule.literal is not None
+    match = tuple(rule.literal.values())
+    subject = Subject(rule.name, match)
+    if rule.metric not in SINCE:
+        known.setdefault(match, 0.0)
+    elif match in known:
+        found.last[subject] = now_ms - int(known[match])
+    else:
+        known[match] = float(max(now_ms - expected.get(subject, now_ms), 0))
 
 
 Join = Callable[[float, float], float]

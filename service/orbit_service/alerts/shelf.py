@@ -32,7 +32,7 @@ class Shelf:
     def __init__(self, store: Store | None) -> None:
         self.trouble: str | None = None  # why nothing can be written
         self.parcels: dict[str, Parcel] = {}  # that may be sent
-        self.lost = 0  # messages and entries for which there was no place
+        self._lost = 0  # entries for which there was no place while nothing could be written
         self._store = store
         self._unwritten = Unwritten()
         self._posted: list[Parcel] = []  # in this transaction; nothing of it is sent before
@@ -68,13 +68,14 @@ class Shelf:
 
     # ------------------------------------------------------------ messages
 
-    def post(self, parcel: Parcel) -> None:
-        """Put a message in; it may be sent once it is written."""
-        if len(self.parcels) >= MAX_PARCELS:
-            self.lost += 1
-            self.leave(next(iter(self.parcels.values())))
+    def post(self, parcel: Parcel) -> Parcel | None:
+        """Put a message in; it may be sent once it is written. What it pushes out, if anything."""
+        oldest = next(iter(self.parcels.values())) if len(self.parcels) >= MAX_PARCELS else None
+        if oldest is not None:
+            self.leave(oldest)
         self._unwritten.parcels[parcel.key] = parcel
         self._posted.append(parcel)
+        return oldest
 
     def change(self, parcel: Parcel) -> None:
         """One that is there is tried later."""
@@ -99,7 +100,7 @@ class Shelf:
     def note_down(self, entry: Entry) -> None:
         entries = self._unwritten.entries
         if len(entries) == entries.maxlen:
-            self.lost += 1
+            self._lost += 1
         entries.append(entry)
 
     def commit(self, documents: Mapping[str, bytes]) -> None:
@@ -125,8 +126,8 @@ class Shelf:
             self._send_on()
             return
         if self.trouble is not None:
-            logger.info("alerts are written again")
-        self.trouble = None
+            logger.info("alerts are written again, without {} entries of the audit", self._lost)
+        self.trouble, self._lost = None, 0
         self._documents.update(self._unwritten.documents)
         self._unwritten = Unwritten()
         self._send_on()

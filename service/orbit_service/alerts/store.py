@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from loguru import logger
@@ -29,11 +30,16 @@ KEPT_AUDIT = 100_000  # entries
 PRUNE_EVERY = 1_000  # entries
 LEASE = "evaluation"
 LEASE_MS = 20_000
-
+HOLDER_NODE = 50  # characters of a node's name; a pod's may have 63
 
 _encode = msgspec.msgpack.Encoder().encode
 _entry = msgspec.msgpack.Decoder(Entry).decode
 _parcel = msgspec.msgpack.Decoder(Parcel).decode
+
+
+def holder_of(node: str) -> str:
+    """Who wants the lease: another at each start, and with room for its name in the table."""
+    return f"{node[:HOLDER_NODE]}/{uuid4().hex[:12]}"
 
 
 class AlertStore:

@@ -12,6 +12,7 @@ from builders import HOUR, MINUTE, until
 from conftest import RunningService
 from orbit_rpc_schema.caller import CallFailed
 from orbit_service.alerting import runner
+from orbit_service.alerts import desk
 from orbit_service.alerts.desk import Desk
 from orbit_service.clock import wall_clock
 from orbit_service.core import outbox
@@ -213,6 +214,14 @@ def test_a_clock_that_is_set_neither_ends_nor_repeats_anything(watching, hook, f
     assert (watching.audit(), len(hook.bodies)) == (["firing", "notified"], 1)
     [alert] = watching.ask("alerts.list")["alerts"]
     assert abs(alert["firedAt"] - watching.service.clock()) < MINUTE
+
+
+def test_alerts_for_which_there_is_no_place_are_told_of(watching, fail, monkeypatch):
+    monkeypatch.setattr(desk, "MAX_ALERTS", 0)
+    fail(3)
+
+    said = until(lambda: watching.ask("alerts.list")["trouble"])
+    assert said == "1 alerts more than there is place for are not told: see the rules"
 
 
 # ---------------------------------------------------------------- the file of rules

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
+from alerting import DAY
 from builders import MS, SECOND, T0
 from histories import SEND, runs
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerting import sources
-from orbit_service.alerting.sources import OfNode
+from orbit_service.alerting.sources import OfFleet, OfNode
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
-from orbit_service.core.outbox import GRACE_MS, ErrorText, Key
+from orbit_service.core.fleet import Fleet
+from orbit_service.core.outbox import GRACE_MS, ErrorText, Key, Outbox
 from orbit_service.core.rollup import LEVELS
 from orbit_service.history import engines
 from orbit_service.history.archive import Archive
@@ -39,7 +41,9 @@ class Node:
     def begin(self) -> None:
         """The service has started again: rules are looked at for the first time."""
         archive = Archive(lambda: self, "n", lambda: self.collector.outbox)  # type: ignore[arg-type,return-value]
-        self.source = OfNode(lambda: self.collector, archive, LEVELS, None, 0, lambda: (), T0)
+        self.source = OfNode(
+            lambda: self.collector, archive, LEVELS, None, 0, lambda: (), T0, self.close_by
+        )
         self.sums = Sums([FAILURES])
 
     def read(self, wanted: Wanted, add: Add) -> dict[str, tuple[int, str]]:
@@ -54,8 +58,12 @@ class Node:
     def close(self, after: int = 12) -> None:
         """So many seconds later."""
         self.now_ms += after * SECOND
+        self.close_by(self.now_ms)
+
+    def close_by(self, now_ms: int) -> None:
+        """As the service does several times a second."""
         outbox = self.collector.outbox
-        starts = outbox.over(self.now_ms)
+        starts = outbox.over(now_ms)
         self.source.saw({start: outbox.windows[start] for start in starts})
         outbox.close("instance", starts, f"token {outbox.number + 1}")
 
@@ -73,7 +81,8 @@ class Node:
 
     async def look(self) -> int:
         """How many runs the rules see."""
-        closed = await self.source.look(self.sums, self.now_ms)
+        past = await self.source.past(self.sums, self.now_ms)
+        closed = self.source.closed(past, self.now_ms)
         if closed.all_of_it:
             self.sums = Sums([FAILURES])
         for start_ms, window in closed.windows:
@@ -107,6 +116,14 @@ async def test_what_closed_before_the_start_is_counted_wherever_it_is(node):
     assert await node.look() == 4
 
 
+async def test_a_window_that_is_over_is_looked_at_though_its_time_to_close_has_not_come(node):
+    await node.look()
+    node.run()
+    node.now_ms += 12 * SECOND
+
+    assert await node.look() == 1
+
+
 @pytest.mark.parametrize("seconds", [0, 1, 2, 5, 9, 10, 11])
 async def test_a_service_that_starts_again_at_once_has_what_it_closed_when_it_stopped(
     node, seconds
@@ -130,7 +147,7 @@ async def test_the_past_reaches_back_as_far_as_the_sums_do(node, window, seconds
     kept, read = Sums([rule]), Sums([rule])
     for n in range(400):
         kept.add(T0 + n * 10 * SECOND, {SEND: runs(MS)})
-    for start_ms, past in (await node.source.look(read, node.now_ms)).windows:
+    for start_ms, past in await node.source.past(read, node.now_ms):
         read.add(start_ms, past)
     for sums in (kept, read):
         end_ms = node.now_ms - GRACE_MS
@@ -270,3 +287,34 @@ async def test_the_newest_error_of_each_pair_is_told_once(node, monkeypatch):
     }
     assert [(type, text.message) for type, text in told.values()] == [("ValueError", "newer")]
     assert await node.source.errors() == {}
+
+
+# ---------------------------------------------------------------- a fleet
+
+
+@pytest.fixture
+def hub(node: Node) -> OfFleet:
+    nothing = Outbox()
+    archive = Archive(lambda: node, "", lambda: nothing)  # type: ignore[arg-type,return-value]
+    return OfFleet(Fleet, archive, LEVELS, 0, T0)
+
+
+async def test_a_fleet_knows_the_successes_of_workers_that_are_gone(node, hub, monkeypatch):
+    monkeypatch.setattr(sources, "SUCCESSES_SECONDS", 0)
+    nothing = Sums(())
+    node.run()
+    node.close()
+    node.publish()
+    await hub.past(nothing, node.now_ms)
+    assert hub.facts(node.now_ms).successes == {("mailer", "send"): T0}
+    node.run()
+    again_ms = node.now_ms
+    node.close()
+    node.publish()
+
+    await hub.past(nothing, node.now_ms)
+    assert hub.facts(node.now_ms).successes == {("mailer", "send"): again_ms}
+    await hub.past(nothing, node.now_ms + 6 * DAY)
+    assert hub.facts(node.now_ms).successes == {("mailer", "send"): again_ms}
+    await hub.past(nothing, node.now_ms + 8 * DAY)
+    assert hub.facts(node.now_ms).successes == {}

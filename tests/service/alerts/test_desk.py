@@ -13,10 +13,12 @@ from builders import HOUR, SECOND
 from orbit_rpc_schema.errors import AlertsUnavailable, NoSuchAlert, NoSuchSilence
 from orbit_service.alerts import desk as desks
 from orbit_service.alerts import shelf as shelves
-from orbit_service.alerts.desk import Desk
+from orbit_service.alerts.desk import Desk, Seen
+from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import StoreFailed, Unwritten
 from orbit_service.alerts.rules import NO_RULES
 from orbit_service.alerts.store import AlertStore
+from orbit_service.core.outbox import GRACE_MS
 from orbit_service.history import engines
 from watched import RULES, Watched
 
@@ -106,6 +108,28 @@ def test_nothing_may_be_sent_before_it_is_written(tmp_path):
 
     assert ["firing failures"] not in seen
     assert watched.said() == ["firing failures"]
+
+
+SELDOM = """
+[[rules]]
+name = "seldom"
+metric = "runs_per_hour"
+window = "10s"
+pipeline = "send"
+below = 1
+"""
+
+
+def test_what_is_over_and_may_not_be_published_yet_does_not_pass_for_nothing_ran(tmp_path):
+    watched = Watched(tmp_path, SELDOM)
+    watched.look()
+    watched.now_ms += 10 * SECOND
+    late = Seen(watched.windows, Facts(), all_of_it=True, grace_ms=GRACE_MS + 5 * SECOND)
+
+    assert watched.desk.look(late, watched.now_ms) == []
+    [fired] = watched.desk.look(late, watched.now_ms + 5 * SECOND)
+    assert fired.kind == "firing"
+    watched.store.close()
 
 
 def test_a_look_that_changes_nothing_writes_nothing(watched):
@@ -245,6 +269,46 @@ def test_who_acts_on_an_end_is_told_what_has_ended(with_actions):
     assert with_actions.desk.about(act) == ("warning", {"team": "mail", "worker": "mailer"}, None)
     newest = with_actions.desk.history(0, with_actions.now_ms, 1)[0]
     assert (newest.kind, newest.labels) == ("action", {"team": "mail", "worker": "mailer"})
+
+
+def test_a_silence_of_what_has_escalated_holds_its_actions_off_too(tmp_path):
+    second = LOST + '\n[[rules.actions]]\nkind = "command"\ncommand = ["true"]\nafter = "1m"\n'
+    watched = Watched(tmp_path, second)
+    watched.look(lost=["mailer"])
+    [(act, _action)] = watched.desk.acts
+    watched.desk.acted(act, "done", "by all processes", watched.now_ms)
+    watched.look(seconds=20, lost=["mailer"])
+    watched.desk.silence(
+        {"severity": "critical"}, watched.now_ms + HOUR, "known", "ann", watched.now_ms
+    )
+    watched.desk.acts.clear()
+    watched.look(seconds=60, lost=["mailer"])
+
+    [alert] = watched.desk.board.alerts
+    assert (len(alert.silenced_by), watched.desk.acts) == (1, [])
+    assert watched.audit()[-1] == ("action", "did not run the command true: silenced")
+    watched.store.close()
+
+
+MISSED = """
+[[rules]]
+name = "nightly"
+metric = "since_connected"
+worker = "nightly"
+above = "26h"
+"""
+
+
+def test_who_is_expected_is_missed_since_it_was_there_and_not_since_there_is_a_rule(tmp_path):
+    watched = Watched(tmp_path, MISSED)
+    for _ in range(3):
+        watched.look(seconds=20 * HOUR // SECOND)
+        watched.look(here=["nightly"])
+        watched.restart()
+    assert watched.look(seconds=26 * HOUR // SECOND - 60) == []
+
+    assert watched.look(seconds=60) == ["firing"]
+    watched.store.close()
 
 
 # ---------------------------------------------------------------- people
@@ -560,7 +624,8 @@ def test_messages_for_which_there_is_no_place_push_out_the_oldest_and_are_counte
     for _ in range(4):
         watched.look()
 
-    assert (watched.said(), watched.desk.shelf.lost) == (["resolved failures"], 1)
+    assert watched.said() == ["resolved failures"]
+    assert ("undelivered", "firing: dropped: too many messages wait") in watched.audit()
     watched.restart()
     assert watched.said() == ["resolved failures"]
 

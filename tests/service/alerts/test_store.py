@@ -196,6 +196,14 @@ def test_of_two_one_has_the_lease(open_):
     ]
 
 
+def test_a_node_of_any_name_can_have_it(open_):
+    holder = stores.holder_of("n" * 200)
+
+    assert open_(holder).take_lease()
+    assert not open_(stores.holder_of("n" * 200)).take_lease()
+    assert len(holder) <= tables.lease.c.holder.type.length
+
+
 def test_one_that_is_given_up_is_anybodys(open_):
     a, b = open_("a"), open_("b")
     a.take_lease()
