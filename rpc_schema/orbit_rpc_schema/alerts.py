@@ -146,7 +146,9 @@ class Alert(Model):
     clearing: bool = Field(description="it is past its threshold to clear, and kept firing")
     silenced_by: list[str] = Field(description="ids of silences")
     acknowledged: Acknowledgement | None
-    last_notified: EpochMs | None
+    last_notified: EpochMs | None = Field(
+        description="when a message of it was last put into the outbox"
+    )
     recovery: list[Recovery] = Field(description="newest first; at most 10")
     error: AlertError | None
     runbook: str | None

@@ -44,7 +44,7 @@ from orbit_service.alerts.records import (
     Store,
 )
 from orbit_service.alerts.recovery import Act, Case, Escalation, Logbook, Refusal
-from orbit_service.alerts.rules import NO_RULES, Action, Rule, RuleFile
+from orbit_service.alerts.rules import NO_RULES, Action, Rule, RuleFile, is_pattern
 from orbit_service.alerts.saying import (
     Newest,
     Note,
@@ -168,11 +168,12 @@ class Desk:
     def use(self, file: RuleFile) -> list[str]:
         """Take rules, new or first; states stay. Names of those that have changed.
 
-        The sums begin empty: what has closed is to be added again.
+        The sums know whom they knew, and begin at zero: what has closed is to be added again.
         """
         before, self._rules = self._rules, file.by_name
         self.file = file
-        self.sums = Sums(file.rules)
+        known, self.sums = self.sums, Sums(file.rules)
+        self.sums.remember(known)
         names = before.keys() | self._rules.keys()
         return sorted(name for name in names if before.get(name) != self._rules.get(name))
 
@@ -202,10 +203,13 @@ class Desk:
         if seen.step_ms:
             self._shift(seen.step_ms, now_ms)
         facts = self._stamps.as_of_now(seen.facts, seen.step_ms, now_ms)
+        known = self.sums
         if seen.all_of_it:
             self.sums = Sums(self.file.rules)
         for start_ms, window in seen.windows:
             self.sums.add(self._moved(start_ms, now_ms), window)
+        if seen.all_of_it:
+            self.sums.remember(known)
         end_ms = now_ms - seen.grace_ms
         self.sums.advance(end_ms - end_ms % WINDOW_MS)
         self._totals["dropped"].saw(seen.facts.dropped, now_ms)
@@ -758,7 +762,12 @@ class Desk:
         rule = self._rules.get(subject.rule)
         if rule is None or rule.metric not in ("error_rate", "failures", "since_success"):
             return None
-        names = dict(zip(rule.dimensions, subject.match, strict=True))
+        names: dict[str, str] = dict(zip(rule.dimensions, subject.match, strict=True))
+        for name, pattern in (("pipeline", rule.pipeline), ("worker", rule.worker)):
+            if name not in names and pattern != "*":
+                if is_pattern(pattern):
+                    return None  # the newest of all would be somebody else's
+                names[name] = pattern
         return self._errors.get((names.get("pipeline", ""), names.get("worker", "")))
 
     def _channels(self, subject: Subject, severity: Severity) -> list[str]:

@@ -189,6 +189,13 @@ class Slide:
         for match in [m for m, t in self.totals.items() if t.last_ms < known_from_ms]:
             del self.totals[match]
 
+    def remember(self, before: Slide) -> None:
+        """Know of what has not run for longer than the window, as the one before did."""
+        for match, total in before.totals.items():
+            if match not in self.totals and len(self.totals) < MAX_MATCHES:
+                known = self.totals[match] = Sum()
+                known.first_ms, known.last_ms = total.first_ms, total.last_ms
+
     def shift(self, by_ms: int) -> None:
         """The clock was set: what lies some minutes back lies some minutes back."""
         by_ms = round(by_ms / self.bucket_ms) * self.bucket_ms
@@ -226,6 +233,12 @@ class Sums:
         self.end_ms = end_ms
         for slide in self.slides.values():
             slide.advance(end_ms)
+
+    def remember(self, before: Sums) -> None:
+        """Know whom these knew, where nothing of them was added."""
+        for signal, slide in self.slides.items():
+            if (known := before.slides.get(signal)) is not None:
+                slide.remember(known)
 
     def shift(self, by_ms: int) -> None:
         for slide in self.slides.values():

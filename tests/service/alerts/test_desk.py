@@ -18,7 +18,7 @@ from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import StoreFailed, Unwritten
 from orbit_service.alerts.rules import NO_RULES
 from orbit_service.alerts.store import AlertStore
-from orbit_service.core.outbox import GRACE_MS
+from orbit_service.core.outbox import GRACE_MS, ErrorText
 from orbit_service.history import engines
 from watched import RULES, Watched
 
@@ -129,6 +129,40 @@ def test_what_is_over_and_may_not_be_published_yet_does_not_pass_for_nothing_ran
     assert watched.desk.look(late, watched.now_ms) == []
     [fired] = watched.desk.look(late, watched.now_ms + 5 * SECOND)
     assert fired.kind == "firing"
+    watched.store.close()
+
+
+def test_what_ran_before_is_known_though_all_windows_are_given_anew(tmp_path):
+    watched = Watched(tmp_path, SELDOM.replace('"send"', '"s*"'))
+    watched.look()
+    watched.take(SELDOM.replace('"send"', '"s*"'))
+    later = Seen([], Facts(), all_of_it=True)  # as a hub gives them at each look
+
+    told = [watched.desk.look(later, watched.now_ms + n * 10 * SECOND) for n in (1, 2)]
+    assert [entry.kind for entry in told[0]] == ["firing"]
+    assert watched.desk.board.matches == {"seldom": 1}
+    watched.store.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ("", "newest"),
+        ('pipeline = "send"', "of send"),
+        ('pipeline = "s*"', None),
+        ('worker = "m*"', None),
+    ],
+)
+def test_an_error_is_told_that_is_the_alerts_own(tmp_path, fields, told):
+    watched = Watched(tmp_path, f"{RULES}per = []\n{fields}\n")
+    errors = {
+        ("send", "mailer"): ("ValueError", ErrorText(1, "of send", None)),
+        ("import", "other"): ("KeyError", ErrorText(2, "newest", None)),
+    }
+    watched.look(3, errors=errors)
+
+    [alert] = watched.desk.board.alerts
+    assert (alert.error.message if alert.error else None) == told
     watched.store.close()
 
 
