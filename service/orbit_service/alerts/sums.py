@@ -158,6 +158,7 @@ class Slide:
         self.bucket_ms = next(b for b in BUCKETS_MS if window_ms <= b * PARTS)
         self.totals: dict[Match, Sum] = {}
         self.left_out = 0  # matches for which there was no place
+        self.values: dict[tuple[str, int], dict[Match, float | None]] = {}  # until totals change
         self._buckets: dict[int, dict[Match, Sum]] = {}
         self._oldest_ms = 0
 
@@ -170,6 +171,7 @@ class Slide:
                 self.left_out += 1
                 return
             total = self.totals[match] = Sum()
+        self.values.clear()
         total.add(stats, start_ms, stats.first_run_ms)
         bucket = self._buckets.setdefault(start_ms - start_ms % self.bucket_ms, {})
         part = bucket.get(match)
@@ -182,6 +184,7 @@ class Slide:
         oldest_ms = end_ms - self.window_ms
         self._oldest_ms = oldest_ms - oldest_ms % self.bucket_ms
         for start_ms in [start for start in self._buckets if start < self._oldest_ms]:
+            self.values.clear()
             for match, part in self._buckets.pop(start_ms).items():
                 total = self.totals[match]
                 total.take_away(part)
@@ -191,6 +194,7 @@ class Slide:
                     fresh.retries, fresh.last_ms = total.retries, total.last_ms
         for match in [m for m, t in self.totals.items() if t.last_ms < end_ms - KNOWN_MS]:
             if not self.totals[match].runs:
+                self.values.clear()
                 del self.totals[match]
 
     def shift(self, by_ms: int) -> None:
@@ -237,6 +241,15 @@ class Sums:
 
     def of(self, rule: Rule) -> dict[Match, Sum]:
         return self.slides[signal_of(rule)].totals
+
+    def values(self, rule: Rule) -> Mapping[Match, float | None]:
+        """A rule's number of each match; rules that ask the same share it while it holds."""
+        slide, asked = self.slides[signal_of(rule)], (rule.metric, rule.least_runs)
+        values = slide.values.get(asked)
+        if values is None:
+            values = {match: value_of(rule, total) for match, total in slide.totals.items()}
+            slide.values[asked] = values
+        return values
 
     def left_out(self, rule: Rule) -> int:
         return self.slides[signal_of(rule)].left_out if rule.about.source == "runs" else 0
