@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Struct
 
 from orbit_service.alerts.before import Before
-from orbit_service.alerts.facts import Facts
+from orbit_service.alerts.facts import Facts, WorkerFact
 from orbit_service.alerts.fold import Match, States, Subject
 from orbit_service.alerts.rules import Rule, is_pattern, matcher
-from orbit_service.alerts.sums import Sum, Sums, change_of, value_of
+from orbit_service.alerts.sums import Sum, Sums, change_of
 from orbit_service.core.window import WINDOW_MS
 
 MAX_CHANGES = 10_000  # of totals, kept to say how many there were over a window
@@ -88,30 +88,31 @@ def look(
     held: dict[str, list[Match]] = defaultdict(list)
     for subject in states:
         held[subject.rule].append(subject.match)
+    moment = None if facts is None else _Moment(facts, now_ms)
     for rule in rules:
-        values: Iterable[tuple[Match, float | None]]
+        mine = held.get(rule.name, ())
+        values: Mapping[Match, float | None]
         if rule.about.source == "runs":
-            values = _of_runs(rule, sums, before, held[rule.name])
+            values = _of_runs(rule, sums, before, mine)
         else:
             trouble = _unknown(rule, facts)
             if trouble is not None:
                 found.troubles[rule.name] = trouble
                 continue
-            assert facts is not None
-            known = _of_facts(rule, facts, totals, now_ms)
+            assert moment is not None
+            known = _of_facts(rule, moment, totals)
             if rule.literal is not None:
                 _fill_in(rule, known, expected, found, now_ms)
             if rule.metric not in SINCE:
-                known.update((match, 0.0) for match in held[rule.name] if match not in known)
-            values = known.items()
-        count = 0
-        for match, value in values:
-            count += 1
-            subject = Subject(rule.name, match)
-            breached = value is not None and rule.breached(value)
-            if breached or everything or subject in states:
-                found.readings[subject] = value
-        found.matches[rule.name] = count
+                known.update((match, 0.0) for match in mine if match not in known)
+            values = known
+        found.matches[rule.name] = len(values)
+        for match, value in values.items():
+            if everything or (value is not None and rule.breached(value)):
+                found.readings[Subject(rule.name, match)] = value
+        for match in mine:
+            if match in values:
+                found.readings[Subject(rule.name, match)] = values[match]
     return found
 
 
@@ -124,8 +125,22 @@ def _unknown(rule: Rule, facts: Facts | None) -> str | None:
 
 def _of_runs(
     rule: Rule, sums: Sums, before: Before, held: Iterable[Match]
+) -> Mapping[Match, float | None]:
+    if rule.compare is not None:
+        return dict(_changes(rule, sums.of(rule), before))
+    values = sums.values(rule)
+    if rule.about.guess:
+        return values
+    # Of what did not run, so often is zero.
+    missing = {match for match in held if match not in values}
+    if rule.literal is not None and (match := tuple(rule.literal.values())) not in values:
+        missing.add(match)
+    return {**values, **dict.fromkeys(missing, 0.0)} if missing else values
+
+
+def _changes(
+    rule: Rule, totals: Mapping[Match, Sum], before: Before
 ) -> Iterator[tuple[Match, float | None]]:
-    totals = sums.of(rule)
     if rule.compare == "version":
         for (*names, version), total in _newest_versions(rule, totals, before).items():
             match = tuple(names)
@@ -133,19 +148,8 @@ def _of_runs(
             yield match, None if earlier is None else change_of(rule, total, earlier)
         return
     for match, total in totals.items():
-        if rule.compare is None:
-            yield match, value_of(rule, total)
-        else:
-            earlier = before.hours.get(Subject(rule.name, match))
-            yield match, None if earlier is None else change_of(rule, total, earlier)
-    if rule.about.guess:
-        return
-    # Of what did not run, so often is zero.
-    missing = {match for match in held if match not in totals}
-    if rule.literal is not None and (match := tuple(rule.literal.values())) not in totals:
-        missing.add(match)
-    for match in missing:
-        yield match, 0.0
+        earlier = before.hours.get(Subject(rule.name, match))
+        yield match, None if earlier is None else change_of(rule, total, earlier)
 
 
 def _newest_versions(rule: Rule, totals: Mapping[Match, Sum], before: Before) -> dict[Match, Sum]:
@@ -167,17 +171,15 @@ def _newest_versions(rule: Rule, totals: Mapping[Match, Sum], before: Before) ->
 
 def _of_facts(
     rule: Rule,
-    facts: Facts,
+    moment: _Moment,
     totals: Mapping[str, Totals],
-    now_ms: int,
 ) -> dict[Match, float]:
     match rule.metric:
         case "dropped" | "refused":
-            return {(): float(totals[rule.metric].since(now_ms - rule.window))}
+            return {(): float(totals[rule.metric].since(moment.now_ms - rule.window))}
         case "degraded":
-            return {(): float(len(facts.troubles or ()))}
-    atoms, join = _atoms(rule, facts, now_ms)
-    return _grouped(rule, atoms, join)
+            return {(): float(len(moment.facts.troubles or ()))}
+    return dict(moment.of(rule))
 
 
 def _fill_in(
@@ -202,44 +204,93 @@ def _fill_in(
 Join = Callable[[float, float], float]
 
 
-def _atoms(rule: Rule, facts: Facts, now_ms: int) -> tuple[Iterator[Atom], Join]:
-    def by_worker(value: Callable[[str], float]) -> Iterator[Atom]:
-        return (Atom({"worker": name}, value(name)) for name in facts.workers)
+class _Moment:
+    """Facts of one moment as numbers. What is made of them for one rule serves all like it."""
 
-    def by_pair(pairs: Mapping[tuple[str, str], float]) -> Iterator[Atom]:
+    def __init__(self, facts: Facts, now_ms: int) -> None:
+        self.facts = facts
+        self.now_ms = now_ms
+        self._found: dict[tuple[object, ...], dict[Match, float]] = {}
+        self._atoms: dict[tuple[str, str], list[Atom]] = {}
+        self._named: dict[tuple[str, str, str], dict[str, list[Atom]]] = {}
+
+    def of(self, rule: Rule) -> Mapping[Match, float]:
+        """A rule's number of each match."""
+        asked = (rule.metric, rule.dimensions, *rule.scope.values())
+        found = self._found.get(asked)
+        if found is None:
+            join = _JOINS.get(rule.metric, _add)
+            found = self._found[asked] = _grouped(rule, self._atoms_of(rule), join)
+        return found
+
+    def _atoms_of(self, rule: Rule) -> Iterable[Atom]:
+        """All of a metric; of a rule that names one of something, those that are of it."""
+        # Workers that tell of one queue tell of the same, unless told apart.
+        workers = ""
+        if rule.metric == "queue_depth" and "worker" not in rule.dimensions:
+            workers = rule.worker if is_pattern(rule.worker) else ""
+        kind = (rule.metric, workers)
+        atoms = self._atoms.get(kind)
+        if atoms is None:
+            atoms = self._atoms[kind] = list(_atoms(rule.metric, workers, self.facts, self.now_ms))
+        name = next((n for n, pattern in rule.scope.items() if not is_pattern(pattern)), None)
+        if name is None:
+            return atoms
+        named = self._named.get((*kind, name))
+        if named is None:
+            named = self._named[*kind, name] = defaultdict(list)
+            for atom in atoms:
+                named[atom.names[name]].append(atom)
+        return named.get(rule.scope[name], ())
+
+
+def _add(one: float, other: float) -> float:
+    return one + other
+
+
+_JOINS: dict[str, Join] = {"since_connected": min, "since_success": min, "oldest_in_flight": max}
+
+
+def _atoms(metric: str, workers: str, facts: Facts, now_ms: int) -> Iterator[Atom]:
+    """Numbers of a metric. `workers`: of a queue's depth, whose are taken together."""
+
+    def by_worker(value: Callable[[WorkerFact], int]) -> Iterator[Atom]:
+        return (Atom({"worker": name}, float(value(w))) for name, w in facts.workers.items())
+
+    def by_pair(values: Iterable[tuple[tuple[str, str], int]]) -> Iterator[Atom]:
         return (
-            Atom({"worker": worker, "pipeline": pipeline}, value)
-            for (worker, pipeline), value in pairs.items()
+            Atom({"worker": worker, "pipeline": pipeline}, float(value))
+            for (worker, pipeline), value in values
         )
 
-    workers = facts.workers
-    match rule.metric:
+    match metric:
         case "worker_lost":
-            return by_worker(lambda name: float(workers[name].lost)), _add
+            return by_worker(lambda worker: worker.lost)
         case "worker_silent":
-            return by_worker(lambda name: float(workers[name].silent)), _add
+            return by_worker(lambda worker: worker.silent)
         case "since_connected":
-            return by_worker(lambda name: float(max(now_ms - workers[name].last_ms, 0))), min
+            return by_worker(lambda worker: max(now_ms - worker.last_ms, 0))
         case "since_success":
-            return by_pair(
-                {k: float(max(now_ms - at, 0)) for k, at in facts.successes.items()}
-            ), min
+            return by_pair((key, max(now_ms - at, 0)) for key, at in facts.successes.items())
         case "stuck_runs":
-            return by_pair({key: float(f.stuck) for key, f in facts.in_flight.items()}), _add
+            return by_pair((key, fact.stuck) for key, fact in facts.in_flight.items())
         case "oldest_in_flight":
-            oldest = {k: f.oldest_ms for k, f in facts.in_flight.items() if f.oldest_ms is not None}
-            return by_pair({k: float(max(now_ms - at, 0)) for k, at in oldest.items()}), max
+            return by_pair(
+                (key, max(now_ms - fact.oldest_ms, 0))
+                for key, fact in facts.in_flight.items()
+                if fact.oldest_ms is not None
+            )
         case _:
-            return _queues(rule, facts), _add
+            return _queues(workers, facts)
 
 
-def _queues(rule: Rule, facts: Facts) -> Iterator[Atom]:
-    """A queue's depth. Workers that tell of one queue tell of the same, unless told apart."""
-    if "worker" in rule.dimensions or not is_pattern(rule.worker):
+def _queues(workers: str, facts: Facts) -> Iterator[Atom]:
+    """Depths of queues; of workers that are taken together the deepest."""
+    if not workers:
         for (worker, queue), depth in facts.queues.items():
             yield Atom({"worker": worker, "queue": queue}, float(depth))
         return
-    wanted = matcher(rule.worker)
+    wanted = matcher(workers)
     depths: dict[str, int] = {}
     for (worker, queue), depth in facts.queues.items():
         if wanted.match(worker):
@@ -248,11 +299,7 @@ def _queues(rule: Rule, facts: Facts) -> Iterator[Atom]:
         yield Atom({"worker": "", "queue": queue}, float(depth))
 
 
-def _add(one: float, other: float) -> float:
-    return one + other
-
-
-def _grouped(rule: Rule, atoms: Iterator[Atom], join: Join) -> dict[Match, float]:
+def _grouped(rule: Rule, atoms: Iterable[Atom], join: Join) -> dict[Match, float]:
     # A worker of no name stands for those that match.
     patterns = [(n, matcher(p)) for n, p in rule.scope.items() if p != "*"]
     found: dict[Match, float] = {}

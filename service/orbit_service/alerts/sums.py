@@ -158,6 +158,7 @@ class Slide:
         self.bucket_ms = next(b for b in BUCKETS_MS if window_ms <= b * PARTS)
         self.totals: dict[Match, Sum] = {}
         self.left_out = 0  # rows of matches for which there was no place
+        self.values: dict[tuple[str, int], dict[Match, float | None]] = {}  # until totals change
         self._buckets: dict[int, dict[Match, Sum]] = {}
         self._oldest_ms = 0
 
@@ -170,6 +171,7 @@ class Slide:
                 self.left_out += 1
                 return
             total = self.totals[match] = Sum()
+        self.values.clear()
         total.add(stats, start_ms, stats.first_run_ms)
         bucket = self._buckets.setdefault(start_ms - start_ms % self.bucket_ms, {})
         part = bucket.get(match)
@@ -182,11 +184,13 @@ class Slide:
         oldest_ms = end_ms - self.window_ms
         self._oldest_ms = oldest_ms - oldest_ms % self.bucket_ms
         for start_ms in [start for start in self._buckets if start < self._oldest_ms]:
+            self.values.clear()
             for match, part in self._buckets.pop(start_ms).items():
                 self.totals[match].take_away(part)
         # Of what is forgotten nothing may be left to be taken away.
         known_from_ms = min(end_ms - KNOWN_MS, self._oldest_ms)
         for match in [m for m, t in self.totals.items() if t.last_ms < known_from_ms]:
+            self.values.clear()
             del self.totals[match]
 
     def remember(self, before: Slide) -> None:
@@ -195,6 +199,7 @@ class Slide:
             if match not in self.totals and len(self.totals) < MAX_MATCHES:
                 known = self.totals[match] = Sum()
                 known.first_ms, known.last_ms = total.first_ms, total.last_ms
+                self.values.clear()
 
     def shift(self, by_ms: int) -> None:
         """The clock was set: what lies some minutes back lies some minutes back."""
@@ -246,6 +251,15 @@ class Sums:
 
     def of(self, rule: Rule) -> dict[Match, Sum]:
         return self.slides[signal_of(rule)].totals
+
+    def values(self, rule: Rule) -> Mapping[Match, float | None]:
+        """A rule's number of each match; rules that ask the same share it while it holds."""
+        slide, asked = self.slides[signal_of(rule)], (rule.metric, rule.least_runs)
+        values = slide.values.get(asked)
+        if values is None:
+            values = {match: value_of(rule, total) for match, total in slide.totals.items()}
+            slide.values[asked] = values
+        return values
 
     def left_out(self, rule: Rule) -> int:
         return self.slides[signal_of(rule)].left_out if rule.about.source == "runs" else 0
