@@ -10,8 +10,9 @@ from builders import MS, SECOND, T0
 from histories import ALL_TIME
 from orbit_service.alerts.desk import Desk, Seen
 from orbit_service.alerts.facts import Facts, WorkerFact
+from orbit_service.alerts.records import FILE
 from orbit_service.alerts.rules import parse_rules
-from orbit_service.alerts.store import FILE, AlertStore
+from orbit_service.alerts.store import AlertStore
 from orbit_service.core.outbox import GRACE_MS, Key, Window
 from orbit_service.core.stats import Stats
 from orbit_service.core.window import WINDOW_MS

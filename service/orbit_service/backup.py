@@ -18,10 +18,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from orbit_rpc_schema.errors import Explained
+from orbit_service.alerts import records
 from orbit_service.history import late
 from orbit_service.state import store
 
-ALERTS = "alerts.sqlite"  # whose module takes half a second to import
 UNFINISHED = ".unfinished"
 BEGIN_SECONDS = 3.0  # for a service that starts to make its tables
 
@@ -50,7 +50,7 @@ def back_up(state: Path, target: Path) -> list[Path]:
             unfinished.mkdir(mode=0o700)
             try:
                 copies = []
-                for name in (store.FILE, late.FILE, ALERTS):
+                for name in (store.FILE, late.FILE, records.FILE):
                     source = state / name
                     if source.is_file():
                         _copy(source, unfinished / name)

@@ -11,8 +11,8 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
 from orbit_service.alerts.desk import Board, Desk, Errors, Seen
 from orbit_service.alerts.facts import Facts
-from orbit_service.alerts.records import LeaseLost, Parcel, Store, StoreFailed
+from orbit_service.alerts.records import FILE, LeaseLost, Parcel, Store, StoreFailed
 from orbit_service.alerts.recovery import Act
 from orbit_service.alerts.rules import Action, RuleFile, RulesFailed, read_rules
 from orbit_service.alerts.sums import Sums
@@ -47,6 +47,7 @@ STEP_MS = 5_000  # a clock that differs by more from one that nobody sets was se
 RETRY_SECONDS = 30.0  # where the past, or the database, could not be read
 BEFORE_SECONDS = 600.0  # what there is to compare with changes by the hour
 STOP_SECONDS = 5.0
+RENEW_SECONDS = 5.0  # the lease of a hub, while it reads
 KEPT_SECONDS = 30.0  # for what a node has kept to be readable; then its alerts begin anew
 OPEN_SECONDS = 5.0  # for what was kept to be read, before somebody is told to come again
 
@@ -328,9 +329,10 @@ class Alerting:
             return
         sums = self._desk.sums
         # Which may take long, and holds nobody up.
-        errors = await self._source.errors()
-        before = await self._to_compare(self.clock())
-        past = await self._source.past(sums, self.clock())
+        async with self._holding_the_lease():
+            errors = await self._source.errors()
+            before = await self._to_compare(self.clock())
+            past = await self._source.past(sums, self.clock())
         async with self._lock:
             if self._desk.sums is not sums:
                 self._come.set()  # other rules came meanwhile, and need all that has closed
@@ -363,6 +365,24 @@ class Alerting:
         if told:
             await self.on_changed(told)
         self._wake()
+
+    @asynccontextmanager
+    async def _holding_the_lease(self) -> AsyncIterator[None]:
+        """Renew it meanwhile: reading may take longer than it lasts."""
+        store = self._store if self._source.hub else None
+
+        async def renew() -> None:
+            while store is not None:
+                await asyncio.sleep(RENEW_SECONDS)
+                with suppress(StoreFailed):
+                    await self._alone(store.take_lease)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
 
     async def _may_look(self) -> bool:
         """Open the store at first; of hubs see whether this is the one that evaluates."""
@@ -509,7 +529,7 @@ def file_store(folder: Path | None) -> Store | None:
     if folder is None:
         return None
     # SQLAlchemy is slow to import.
-    from orbit_service.alerts.store import FILE, AlertStore
+    from orbit_service.alerts.store import AlertStore
     from orbit_service.history.engines import sqlite_file
 
     return AlertStore(sqlite_file(folder / FILE))

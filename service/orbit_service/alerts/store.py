@@ -24,7 +24,6 @@ from orbit_service.alerts.records import Entry, LeaseLost, Parcel, StoreFailed, 
 from orbit_service.core.rollup import DAY_MS
 from orbit_service.history.engines import Database, Identity
 
-FILE = "alerts.sqlite"
 KEPT_AUDIT_MS = 90 * DAY_MS
 KEPT_AUDIT = 100_000  # entries
 PRUNE_EVERY = 1_000  # entries

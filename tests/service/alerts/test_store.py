@@ -15,8 +15,8 @@ from databases import Postgres
 from histories import ALL_TIME
 from orbit_service.alerts import store as stores
 from orbit_service.alerts import tables
-from orbit_service.alerts.records import Entry, LeaseLost, Parcel, StoreFailed, Unwritten
-from orbit_service.alerts.store import FILE, AlertStore
+from orbit_service.alerts.records import FILE, Entry, LeaseLost, Parcel, StoreFailed, Unwritten
+from orbit_service.alerts.store import AlertStore
 from orbit_service.history import engines
 from orbit_service.history.engines import Database, checked_url
 
