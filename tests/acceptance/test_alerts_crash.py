@@ -167,7 +167,8 @@ def test_sighup_takes_a_new_file_and_a_bad_one_changes_nothing(watching, hook):
 def test_with_a_full_disk_people_are_told_and_nothing_is_done_until_it_can_be_written(
     watching, hook
 ):
-    watching.rules.write_text(watching.rules.read_text().replace('"1h"', '"1s"'))
+    rules = watching.rules.read_text().replace('"1h"', '"1s"\nmax_tries = 100')
+    watching.rules.write_text(rules)
     service = watching.start()
     watching.looked()
     before = resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (4_096, resource.RLIM_INFINITY))

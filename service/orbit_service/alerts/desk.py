@@ -393,7 +393,7 @@ class Desk:
     def _drop_acts(self, now_ms: int) -> None:
         """Do nothing that is not written down: after a crash it would be done again."""
         for act, _action in self.acts:
-            recovery.finished(self._logbook, act, now_ms, done=False)
+            recovery.not_begun(self._logbook, act)
             self.refused[act.kind] += 1
             self._acted(act, "refused", "it cannot be written down before it is done", now_ms)
         self.acts = []

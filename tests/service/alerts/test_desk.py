@@ -568,15 +568,21 @@ def test_a_promise_that_the_disk_does_not_take_is_refused_and_in_force(in_folder
 
 
 def test_nothing_is_done_that_cannot_be_written_down_first(tmp_path, monkeypatch):
+    """And what was not done is no try: it does not escalate for that."""
     monkeypatch.setattr(engines, "BUSY_SECONDS", 0.01)
     watched = Watched(tmp_path, LOST)
     watched.look()
     with locked(watched.path):
-        watched.look(lost=["mailer"])
-        assert watched.desk.acts == []
+        for _ in range(3):
+            watched.look(seconds=30, lost=["mailer"])
+            assert watched.desk.acts == []
     watched.look(seconds=30, lost=["mailer"])
 
-    assert [e.details["outcome"] for e in watched.desk.history(0, watched.now_ms, 9, kind="action")]
+    assert [act.kind for act, _action in watched.desk.acts] == ["restart"]
+    entries = watched.desk.history(0, watched.now_ms, 9, kind="action")
+    outcomes = [entry.details["outcome"] for entry in reversed(entries)]
+    assert outcomes == 3 * ["started", "refused"] + ["started"]
+    assert watched.said() == ["firing lost"]
     watched.store.close()
 
 

@@ -21,6 +21,7 @@ from orbit_service.alerts.recovery import (
     decide,
     finished,
     interrupted,
+    not_begun,
     shift,
 )
 from orbit_service.alerts.rules import Action, RecoverySettings, Rule, RuleFile
@@ -252,6 +253,16 @@ def test_a_rule_that_is_gone_leads_to_nothing():
 
     assert watch.said(1, a_case("a")) == ""
     assert watch.logbook == Logbook()
+
+
+def test_an_act_that_was_not_begun_is_no_try_and_none_of_the_hours_and_has_its_cool_down():
+    watch = Watch(RESTART, bound=2)
+    [act] = watch.look(0, a_case())
+    not_begun(watch.logbook, act)
+
+    assert watch.said(9 * MINUTE, a_case()) == ""
+    said = [watch.said(at * MINUTE, a_case()) for at in (10, 20, 30)]
+    assert said == ["act", "act", "escalation"]
 
 
 # ---------------------------------------------------------------- restarts and clocks
