@@ -162,8 +162,7 @@ class Alerting:
                     ("given up", tally.given_up),
                 )
             },
-            self.actions
-            + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
+            self.actions + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
             desk.board.evaluated_at,
         )
 

@@ -231,6 +231,27 @@ def test_a_bad_file_at_the_start_ends_no_alert_and_nothing_is_said_again(watchin
     assert (len(hook.bodies), len(watching.ask("alerts.list")["silences"])) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "matchers",
+    [
+        {"pipeline": "\ud800"},
+        {"\ud800": "x"},
+        {"pipeline": "x" * 601},
+        {"x" * 201: "x"},
+        {"pipeline": ""},
+        {"": "x"},
+    ],
+    ids=["surrogate", "surrogate in a name", "long", "long name", "empty", "empty name"],
+)
+def test_a_silence_that_cannot_be_kept_is_refused_and_rules_are_looked_at(watching, fail, matchers):
+    with pytest.raises(CallFailed, match="Invalid params"):
+        watching.ask("alerts.silence", {"matchers": matchers, "reason": "r", "who": "w"})
+    fail(3)
+
+    until(lambda: watching.alerts() == ["firing failures"])
+    assert watching.ask("alerts.list")["trouble"] is None
+
+
 def test_a_bad_file_at_a_reload_leaves_the_last_good_rules_in_force(watching, fail):
     watching.looked()
     watching.rules.write_text(BAD)
