@@ -201,11 +201,13 @@ async def _run(command: tuple[str, ...], environ: Mapping[str, str], seconds: fl
         except TimeoutError:
             outcome, how = "timed out", f"it was ended after {seconds:g} s"
         finally:
-            if process.returncode is None:
-                await _end(process)
-            await asyncio.wait({output}, timeout=OUTPUT_SECONDS)
-            output.cancel()
-            await asyncio.wait({output})
+            try:
+                if process.returncode is None:
+                    await _end(process)
+                await asyncio.wait({output}, timeout=OUTPUT_SECONDS)
+            finally:  # who stops the service may do so now; nobody reads from a closed pipe
+                output.cancel()
+                await asyncio.wait({output})
     if process.returncode is None:
         how = f"it has not ended within {seconds:g} s, not even when it was killed"
     text = as_text(kept.decode(errors="replace"), MAX_OUTPUT).strip()
