@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,22 @@ def test_a_silence_that_cannot_be_kept_is_refused_and_rules_are_looked_at(watchi
 
     until(lambda: watching.alerts() == ["firing failures"])
     assert watching.ask("alerts.list")["trouble"] is None
+
+
+def test_a_file_that_hangs_at_a_reload_holds_up_no_look_and_no_silence(watching, fail):
+    good = watching.rules.read_text()
+    watching.rules.unlink()
+    os.mkfifo(watching.rules)  # as a disk that is away
+    with ThreadPoolExecutor(1) as pool:
+        reloaded = pool.submit(watching.ask, "alerts.reload")
+        try:
+            fail(3)
+            until(lambda: watching.alerts() == ["firing failures"])
+            watching.ask("alerts.silence", {"matchers": {"rule": "x"}, "reason": "r", "who": "w"})
+            assert not reloaded.done()
+        finally:
+            watching.rules.write_text(good)
+        assert reloaded.result(10)["changed"] == []
 
 
 def test_a_bad_file_at_a_reload_leaves_the_last_good_rules_in_force(watching, fail):
