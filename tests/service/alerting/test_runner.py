@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from builders import until
 from conftest import RunningService
+from orbit_rpc_schema.alerts import Backtest
 from orbit_rpc_schema.caller import CallFailed
-from orbit_service.alerting import runner
+from orbit_service.alerting import answers, runner
+from orbit_service.alerts.backtest import backtest
 from orbit_service.alerts.desk import Desk
 from orbit_service.core import outbox
 from receivers import Hook
@@ -301,3 +304,22 @@ def test_a_reload_keeps_states_and_is_in_the_audit(watching, fail, hook):
     assert watching.ask("alerts.reload") == {"rules": 2, "channels": 1, "changed": ["more"]}
     until(lambda: hook.sayings() == ["firing failures", "firing more"])
     assert watching.audit("reloaded", "resolved") == ["reloaded"]
+
+
+def test_tests_on_the_past_are_made_one_at_a_time(watching, monkeypatch):
+    at_once: list[int] = []
+    making: list[int] = []
+
+    def counted(*arguments: Any) -> Backtest:
+        making.append(1)
+        with suppress(AssertionError):
+            until(lambda: len(making) > 1, seconds=0.3)
+        at_once.append(len(making))
+        making.pop()
+        return backtest(*arguments)
+
+    monkeypatch.setattr(answers, "backtest", counted)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: watching.ask("alerts.backtest", {"from": "-1h"}), range(3)))
+
+    assert (len(found), at_once) == (3, [1, 1, 1])
