@@ -117,6 +117,7 @@ class Alerting:
         self._is_open = asyncio.Event()  # the desk has what was kept
         self._trouble: str | None = None  # why nothing is evaluated
         self._lock = asyncio.Lock()
+        self._reading = asyncio.Lock()  # of the file, one at a time, so that the last one counts
         self._come = asyncio.Event()
         self._before: Before = NOTHING_BEFORE
         self._before_at = float("-inf")
@@ -231,14 +232,16 @@ class Alerting:
         """Take the file as it is now. Raises NoRules, BadRules; a bad file changes nothing."""
         if self.path is None:
             raise NoRules
-        async with self._lock:
+        async with self._reading:
+            # Not under the lock: a file that hangs holds up no look by the rules in force.
             rules = await self._alone(self._read)
-            changed = self._take(rules)
-            if self.evaluates:
-                try:
-                    await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
-                except LeaseLost:  # whoever has it now has a file of its own
-                    self._close()
+            async with self._lock:
+                changed = self._take(rules)
+                if self.evaluates:
+                    try:
+                        await self._alone(lambda: self._desk.reloaded(changed, self.clock()))
+                    except LeaseLost:  # whoever has it now has a file of its own
+                        self._close()
         logger.info("{} rules in force, {} channels", len(rules.rules), len(rules.channels))
         self._come.set()
         return changed

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,11 @@ import pytest
 
 from builders import HOUR, MINUTE, until
 from conftest import RunningService
+from orbit_rpc_schema.alerts import Backtest
 from orbit_rpc_schema.caller import CallFailed
-from orbit_service.alerting import runner
+from orbit_service.alerting import answers, runner
 from orbit_service.alerts import desk
+from orbit_service.alerts.backtest import backtest
 from orbit_service.alerts.desk import Desk
 from orbit_service.clock import wall_clock
 from orbit_service.core import outbox
@@ -260,6 +265,43 @@ def test_a_bad_file_at_the_start_ends_no_alert_and_nothing_is_said_again(watchin
     assert (len(hook.bodies), len(watching.ask("alerts.list")["silences"])) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "matchers",
+    [
+        {"pipeline": "\ud800"},
+        {"\ud800": "x"},
+        {"pipeline": "x" * 601},
+        {"x" * 201: "x"},
+        {"pipeline": ""},
+        {"": "x"},
+    ],
+    ids=["surrogate", "surrogate in a name", "long", "long name", "empty", "empty name"],
+)
+def test_a_silence_that_cannot_be_kept_is_refused_and_rules_are_looked_at(watching, fail, matchers):
+    with pytest.raises(CallFailed, match="Invalid params"):
+        watching.ask("alerts.silence", {"matchers": matchers, "reason": "r", "who": "w"})
+    fail(3)
+
+    until(lambda: watching.alerts() == ["firing failures"])
+    assert watching.ask("alerts.list")["trouble"] is None
+
+
+def test_a_file_that_hangs_at_a_reload_holds_up_no_look_and_no_silence(watching, fail):
+    good = watching.rules.read_text()
+    watching.rules.unlink()
+    os.mkfifo(watching.rules)  # as a disk that is away
+    with ThreadPoolExecutor(1) as pool:
+        reloaded = pool.submit(watching.ask, "alerts.reload")
+        try:
+            fail(3)
+            until(lambda: watching.alerts() == ["firing failures"])
+            watching.ask("alerts.silence", {"matchers": {"rule": "x"}, "reason": "r", "who": "w"})
+            assert not reloaded.done()
+        finally:
+            watching.rules.write_text(good)
+        assert reloaded.result(10)["changed"] == []
+
+
 def test_a_bad_file_at_a_reload_leaves_the_last_good_rules_in_force(watching, fail):
     watching.looked()
     watching.rules.write_text(BAD)
@@ -291,3 +333,22 @@ def test_a_reload_keeps_states_and_is_in_the_audit(watching, fail, hook):
     assert watching.ask("alerts.reload") == {"rules": 2, "channels": 1, "changed": ["more"]}
     until(lambda: hook.sayings() == ["firing failures", "firing more"])
     assert watching.audit("reloaded", "resolved") == ["reloaded"]
+
+
+def test_tests_on_the_past_are_made_one_at_a_time(watching, monkeypatch):
+    at_once: list[int] = []
+    making: list[int] = []
+
+    def counted(*arguments: Any) -> Backtest:
+        making.append(1)
+        with suppress(AssertionError):
+            until(lambda: len(making) > 1, seconds=0.3)
+        at_once.append(len(making))
+        making.pop()
+        return backtest(*arguments)
+
+    monkeypatch.setattr(answers, "backtest", counted)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: watching.ask("alerts.backtest", {"from": "-1h"}), range(3)))
+
+    assert (len(found), at_once) == (3, [1, 1, 1])

@@ -185,6 +185,20 @@ async def test_a_stop_of_the_service_ends_a_command(tmp_path):
     assert not any(is_running(int(pid)) for pid in told.read_text().split()[:2])
 
 
+async def test_a_stop_while_a_command_is_being_ended_leaves_nothing_that_reads_from_it(tmp_path):
+    told = tmp_path / "told"
+    code = f"trap 'echo > {told}' TERM; while :; do sleep 0.1; done"
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(perform("/bin/sh", "-c", code, timeout="1s"))
+    await eventually(told.exists)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert asyncio.all_tasks() == before
+
+
 async def test_what_floods_is_read_and_its_end_is_kept():
     code = "import os\nfor _ in range(100): os.write(1, b'x' * 65536)\nprint('the end')"
 
