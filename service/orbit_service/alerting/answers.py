@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from orbit_rpc_schema.alerts import (
     Acknowledged,
@@ -32,7 +33,7 @@ from orbit_rpc_schema.errors import InvalidParams, NoRules, NoSuchChannel, NotSe
 from orbit_rpc_schema.model import NoParams
 from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.alerting.runner import Alerting
-from orbit_service.alerts.backtest import Recorded, TooMuch, backtest
+from orbit_service.alerts.backtest import Backtesting, Recorded, TooMuch
 from orbit_service.alerts.before import Hours, ranges_of
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.silences import MAX_SILENCE_MS
@@ -53,6 +54,7 @@ from orbit_service.rpc.past import explained
 from orbit_service.rpc.times import parse_time
 from orbit_service.threads import start_thread
 
+PART = 100  # windows that are read at once in a test
 MAX_LOOKS = 50_000  # of a test: 11,000 are a week of minutes
 
 
@@ -240,7 +242,6 @@ class _Answers:
         first_ms = from_ms - back_ms
         first_ms -= first_ms % step_ms
         steps = any(rule.step is not None for rule in rules)
-        wanted = Wanted([Segment(level, first_ms, to_ms)], node=alerting.history_of, steps=steps)
         try:
             async with self._testing:
                 hours = Hours(rules)
@@ -248,13 +249,25 @@ class _Answers:
                     parts = segments(min(earlier), to_ms, now_ms, alerting.kept)
                     compared = Wanted(parts, node=alerting.history_of)
                     hours = await alerting.archive.read(compared, lambda: Hours(rules), lambda h: h)
-                recorded = await alerting.archive.read(wanted, Recorded, lambda found: found)
-                return await start_thread(
-                    lambda: backtest(rules, recorded, hours, from_ms, to_ms, step_ms),
-                    "orbit-alerts",
-                )
+                testing = Backtesting(rules, hours, from_ms, step_ms)
+                for part in _parts(Segment(level, first_ms, to_ms), from_ms, step_ms):
+                    wanted = Wanted([part], node=alerting.history_of, steps=steps)
+                    recorded = await alerting.archive.read(wanted, Recorded, lambda found: found)
+                    await start_thread(
+                        partial(testing.go_on, recorded, part.end_ms), "orbit-alerts"
+                    )
+                return testing.result()
         except TooMuch as error:
             raise InvalidParams(problems=[str(error)]) from None
+
+
+def _parts(whole: Segment, from_ms: int, step_ms: int) -> Iterator[Segment]:
+    """What is read at once: all that fills the sums before the range, then so many windows."""
+    start_ms, end_ms = whole.start_ms, from_ms
+    while start_ms < whole.end_ms:
+        if end_ms > start_ms:
+            yield Segment(whole.level, start_ms, end_ms)
+        start_ms, end_ms = end_ms, min(end_ms + PART * step_ms, whole.end_ms)
 
 
 def _level(kept: Sequence[Level], from_ms: int, now_ms: int) -> int:

@@ -349,6 +349,7 @@ class Alerting:
                 errors,
                 self._step_ms,
                 closed.all_of_it,
+                closed.known_from_ms,
                 closed.grace_ms,
             )
             try:

@@ -43,6 +43,7 @@ class Closed:
 
     windows: Windows
     all_of_it: bool = False
+    known_from_ms: int = 0  # of what closed before that, some may be missing
     grace_ms: int = GRACE_MS  # after its end a window is there
 
 
@@ -77,6 +78,7 @@ class OfNode:
         self._errors_read = False
         self._patient_until: float | None = None
         self._again_at = inf  # when the past that is lacking is asked for again
+        self._known_from_ms = 0
 
     def saw(self, windows: Mapping[int, Window]) -> None:
         """Windows are about to close; their errors are with the outbox until then."""
@@ -98,13 +100,16 @@ class OfNode:
         # lack their newest ten seconds, and a rule over few of them would calm down and fire.
         self._close(now_ms)
         closed, self._closed = self._closed, []
-        return Closed(closed) if past is None else Closed(past + closed, all_of_it=True)
+        known_from_ms = self._known_from_ms
+        if past is None:
+            return Closed(closed, known_from_ms=known_from_ms)
+        return Closed(past + closed, all_of_it=True, known_from_ms=known_from_ms)
 
     def added(self, sums: Sums) -> None:
         self._filled = sums
 
     async def _past(self, sums: Sums, now_ms: int) -> Windows | None:
-        """All that closed before now; None where rules have to go on without it."""
+        """All that closed before now, as far as it is known; None: there is nothing new to it."""
         before: Windows = []
 
         def noted() -> None:
@@ -122,11 +127,19 @@ class OfNode:
             if self._again_at == inf:
                 logger.warning("rules go on without what closed before: {}", error)
             self._again_at = time.monotonic() + AGAIN_SECONDS
-            return None
+            return None if self._filled is sums else self._unpublished(now_ms)
         if self._again_at < inf:
             logger.info("rules have again what closed before")
-        self._patient_until, self._again_at = None, inf
+        self._patient_until, self._again_at, self._known_from_ms = None, inf, 0
         return past
+
+    def _unpublished(self, now_ms: int) -> Windows:
+        """What the node has itself: all that closed since the history takes nothing."""
+        waiting = self._collector().outbox.waiting
+        held = [window for publication in waiting for window in publication.windows.items()]
+        self._closed = []  # which is among it
+        self._known_from_ms = min((start for start, _window in held), default=now_ms)
+        return held
 
     def facts(self, now_ms: int) -> Facts:
         return facts_here(

@@ -56,7 +56,7 @@ from orbit_service.alerts.saying import (
     view_of_silence,
 )
 from orbit_service.alerts.shelf import Shelf
-from orbit_service.alerts.silences import MAX_SILENCES, Silence, silenced_by
+from orbit_service.alerts.silences import MAX_SILENCES, Silence, Silences
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.outbox import GRACE_MS, Window
 from orbit_service.core.rollup import MINUTE_MS
@@ -98,6 +98,7 @@ class Seen:
     errors: Errors = field(default_factory=dict)
     step_ms: int = 0  # by how much the clock was set since the look before
     all_of_it: bool = False  # the windows are all there are, and not what has come since
+    known_from_ms: int = 0  # of the windows before that, some may be missing
     grace_ms: int = GRACE_MS  # after its end a window is among them
 
 
@@ -130,7 +131,7 @@ class Desk:
         self._notes: dict[Subject, Note] = {}
         self._expected: dict[Subject, int] = {}  # since when it is missed, if it is not there
         self._mailboxes: dict[str, Mailbox] = {}
-        self._silences: dict[str, Silence] = {}
+        self._silences = Silences()
         self._errors: dict[tuple[str, str], Newest] = {}  # "": of all
         self._totals = {"dropped": Totals(), "refused": Totals()}
         self._dimensions: dict[str, tuple[str, ...]] = {}  # of rules, as their states were made
@@ -160,7 +161,7 @@ class Desk:
         expected: list[_Expected] = read("expected", list[_Expected], [])
         self._expected = {Subject(e.rule, e.match): e.since_ms for e in expected}
         self._mailboxes = read("mailboxes", dict[str, Mailbox], {})
-        self._silences = {s.id: s for s in read("silences", list[Silence], [])}
+        self._silences = Silences(read("silences", list[Silence], []))
         self._logbook = read("logbook", Logbook, Logbook())
         self._totals |= read("totals", dict[str, Totals], {})
         self._dimensions = read("dimensions", dict[str, tuple[str, ...]], {})
@@ -228,11 +229,33 @@ class Desk:
             now_ms,
         )
         self._saw(looked.last)
-        states, changes = fold(self._rules, looked.readings, self._states, now_ms)
+        unjudged = self._unjudged(looked, seen.known_from_ms)
+        judged = {s: state for s, state in self._states.items() if s not in unjudged}
+        states, changes = fold(self._rules, looked.readings, judged, now_ms)
+        states.update(unjudged)
         ended = {**misfits, **self._turn(states, changes)}
         self._decide(changes, now_ms)
         self._tell(ended, now_ms)
         return self._finish(looked, now_ms)
+
+    def _unjudged(self, looked: Looked, known_from_ms: int) -> dict[Subject, State]:
+        """What fires and would end, though some of what it is judged by may be missing.
+
+        After a start where the history is away: an end that is said has to be one.
+        """
+        unjudged = {}
+        for subject, state in self._states.items():
+            rule, value = self._rules.get(subject.rule), looked.readings.get(subject)
+            if (
+                rule is not None
+                and state.phase == "firing"
+                and rule.about.source == "runs"
+                and self.sums.end_ms - rule.window < known_from_ms
+                and (value is None or not rule.still_breached(value))
+            ):
+                looked.readings.pop(subject, None)
+                unjudged[subject] = state
+        return unjudged
 
     def _shift(self, by_ms: int, now_ms: int) -> None:
         """The clock was set: nothing has lasted longer for it, or shorter."""
@@ -254,10 +277,7 @@ class Desk:
             parcel.created_ms += by_ms
             parcel.next_ms += by_ms
             self.shelf.change(parcel)
-        self._silences = {
-            s.id: replace(s, from_ms=s.from_ms + by_ms, until_ms=s.until_ms + by_ms)
-            for s in self._silences.values()
-        }
+        self._silences.shift(by_ms)
 
     def _moved(self, start_ms: int, now_ms: int) -> int:
         """Where a window lies on the clock as it is now, if it was opened before that was set.
@@ -471,14 +491,14 @@ class Desk:
         rule = self._rules[case.rule]
         severity = "critical" if escalated else rule.severity
         labels = {**rule.labels, **case.labels, "rule": case.rule, "severity": severity}
-        return bool(silenced_by(self._silences.values(), labels, now_ms))
+        return bool(self._silences.covering(labels, now_ms))
 
     def _subject(self, rule: str, alert: str) -> Subject | None:
         return next((s for s in self._states if s.rule == rule and alert_id(s) == alert), None)
 
     def _tell(self, ended: Mapping[str, Item], now_ms: int) -> None:
         """Put into the outbox what channels are to be sent."""
-        self._silences = {id: s for id, s in self._silences.items() if s.until_ms > now_ms}
+        self._silences.expire(now_ms)
         firing: dict[str, Firing] = {}
         for subject, state in self._states.items():
             if state.phase == "firing":
@@ -546,7 +566,7 @@ class Desk:
         if len(self._silences) >= MAX_SILENCES:
             raise TooManySilences(limit=MAX_SILENCES)
         silence = Silence(uuid4().hex[:12], matchers, now_ms, until_ms, reason, who)
-        self._silences[silence.id] = silence
+        self._silences.add(silence)
         self._note_down(
             Entry(
                 at_ms=now_ms,
@@ -562,10 +582,9 @@ class Desk:
 
     def unsilence(self, id: str, who: str, now_ms: int) -> None:
         """Raises NoSuchSilence, AlertsUnavailable."""
-        silence = self._silences.get(id)
-        if silence is None or silence.until_ms <= now_ms:
+        silence = self._silences.end(id, now_ms)
+        if silence is None:
             raise NoSuchSilence(id=id)
-        del self._silences[id]
         self._note_down(
             Entry(
                 at_ms=now_ms,
@@ -685,7 +704,7 @@ class Desk:
             "alerts": _encode(alerted),
             "expected": _encode(expected),
             "mailboxes": _encode(self._mailboxes),
-            "silences": _encode(list(self._silences.values())),
+            "silences": _encode(list(self._silences)),
             "logbook": _encode(self._logbook),
             "totals": _encode(self._totals),
             "dimensions": _encode(
@@ -705,7 +724,7 @@ class Desk:
         alerts.sort(key=lambda a: (a.phase == "pending", _LEVEL[a.severity], a.since, a.id))
         self.board = Board(
             alerts,
-            [view_of_silence(s) for s in self._silences.values() if s.until_ms > now_ms],
+            [view_of_silence(s) for s in self._silences if s.until_ms > now_ms],
             self.board.evaluated_at if looked is None else now_ms,
             self.board.matches if looked is None else looked.matches,
             self.board.troubles if looked is None else looked.troubles,
@@ -777,4 +796,4 @@ class Desk:
 
     def _silenced(self, item: Item, now_ms: int) -> list[str]:
         labels = {**item.labels, "rule": item.rule, "severity": item.severity}
-        return silenced_by(self._silences.values(), labels, now_ms)
+        return self._silences.covering(labels, now_ms)
