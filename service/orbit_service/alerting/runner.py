@@ -162,8 +162,7 @@ class Alerting:
                     ("given up", tally.given_up),
                 )
             },
-            self.actions
-            + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
+            self.actions + Counter({(kind, "refused"): n for kind, n in desk.refused.items()}),
             desk.board.evaluated_at,
         )
 
@@ -330,6 +329,8 @@ class Alerting:
             self._step_ms = 0
             self._source.added(self._desk.sums)
             acts, self._desk.acts = self._desk.acts, []
+        if self._source.hub and not self.evaluates:
+            logger.info("this hub evaluates the rules now")
         self._trouble, self.evaluates = None, True
         for act, action in acts:
             self._begin(act, action)

@@ -25,7 +25,7 @@ from orbit_service.history.port import Wanted
 
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
 AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
-ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
+ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors while none fails anew
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
 
 Windows = list[tuple[int, Window]]
@@ -152,12 +152,20 @@ class OfFleet:
         self._stuck_after_ms = stuck_after_ms
         self._since_ms = since_ms
         self._errors_at = float("-inf")
+        self._failures: tuple[int, int] = (0, 0)  # the newest window that has any, and how many
+        self._failed_anew = False
 
     async def look(self, sums: Sums, now_ms: int) -> Closed:
         try:
             windows = await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
             raise HistoryUnavailable(why=str(error)) from None
+        failures = max(
+            ((start_ms, failed) for start_ms, window in windows if (failed := _failed(window))),
+            default=(0, 0),
+        )
+        self._failed_anew |= failures != self._failures
+        self._failures = failures
         return Closed(windows, all_of_it=True)
 
     def added(self, sums: Sums) -> None:
@@ -167,11 +175,13 @@ class OfFleet:
         return facts_of(self._fleet().select(None), self._stuck_after_ms, self._since_ms, now_ms)
 
     async def errors(self) -> Errors:
-        if time.monotonic() - self._errors_at < ERRORS_SECONDS:
+        # What makes an alert fire has failed just now: its message has to say why.
+        if not self._failed_anew and time.monotonic() - self._errors_at < ERRORS_SECONDS:
             return {}
         self._errors_at = time.monotonic()
         errors: dict[tuple[str, str], Newest] = {}
         texts = await self._archive.error_texts(Wanted([], runs=False, errors=True))
+        self._failed_anew = False
         _keep(errors, ((key, text) for (_node, key), text in texts.items()))
         return errors
 
@@ -203,6 +213,10 @@ def past_of(kept: Sequence[Level], longest_ms: int, end_ms: int) -> list[Segment
     if start_ms >= cut_ms:
         return [Segment(0, start_ms - start_ms % fine, end_ms)]
     return [Segment(1, start_ms - start_ms % minute, cut_ms), Segment(0, cut_ms, end_ms)]
+
+
+def _failed(window: Window) -> int:
+    return sum(stats.failed for key, stats in window.items() if not (key.step or key.error))
 
 
 def _keep(errors: dict[tuple[str, str], Newest], texts: Iterable[tuple[Key, ErrorText]]) -> None:

@@ -12,7 +12,7 @@ from builders import MS, SECOND, T0
 from histories import SEND, runs
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerting import sources
-from orbit_service.alerting.sources import OfNode
+from orbit_service.alerting.sources import OfFleet, OfNode
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
@@ -270,3 +270,22 @@ async def test_the_newest_error_of_each_pair_is_told_once(node, monkeypatch):
     }
     assert [(type, text.message) for type, text in told.values()] == [("ValueError", "newer")]
     assert await node.source.errors() == {}
+
+
+async def test_a_hub_knows_the_error_of_what_has_failed_since_its_last_look(node, monkeypatch):
+    monkeypatch.setattr(node, "error_texts", node.history.error_texts, raising=False)
+    nothing = Collector("hub").outbox
+    archive = Archive(lambda: node, "hub", lambda: nothing)  # type: ignore[arg-type,return-value]
+    hub = OfFleet(lambda: None, archive, LEVELS, 0, T0)  # type: ignore[arg-type,return-value]
+    await hub.look(node.sums, node.now_ms)
+    assert await hub.errors() == {}
+    node.collector.outbox.stats(SEND, node.now_ms).add_runs([MS], 1, node.now_ms)
+    an_error(node, "refused")
+    node.close()
+    node.publish()
+    await hub.look(node.sums, node.now_ms)
+    told = await hub.errors()
+    await hub.look(node.sums, node.now_ms)
+
+    assert [text.message for _type, text in told.values()] == ["refused"]
+    assert await hub.errors() == {}  # nothing has failed since: the next reading may wait
