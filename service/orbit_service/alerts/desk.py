@@ -391,7 +391,12 @@ class Desk:
         kind = self._kind_of(what)
         if subject is not None:
             tried = self._notes.setdefault(subject, Note()).recovery
-            tried.append((kind, outcome, now_ms, text))
+            begun = next((one for one in reversed(tried) if one[:2] == (kind, "started")), None)
+            if isinstance(what, Act) and outcome not in ("started", "refused") and begun:
+                tried.remove(begun)  # one try is one line: what it did, and what came of it
+                tried.append((kind, outcome, now_ms, f"{begun[3]}: {text}" if text else begun[3]))
+            else:
+                tried.append((kind, outcome, now_ms, text))
             del tried[:-MAX_RECOVERY]
         id = what.id if isinstance(what, Act) else ""
         self._note_down(

@@ -197,7 +197,9 @@ def test_what_was_done_at_a_kill_is_not_known_and_not_done_again_within_its_cool
         ("action", "interrupted by the end of the service"),
     ]
     [alert] = with_actions.desk.board.alerts
-    assert [tried.outcome for tried in alert.recovery] == ["unknown", "started"]
+    assert [(tried.outcome, tried.text) for tried in alert.recovery] == [
+        ("unknown", f"{act.text}: interrupted by the end of the service")
+    ]
 
 
 # ---------------------------------------------------------------- actions
@@ -214,6 +216,13 @@ def test_a_failure_of_all_tries_raises_the_severity_and_is_told(with_actions):
     assert (told, with_actions.said()) == (["escalated"], ["firing lost", "escalated lost"])
     assert [alert.severity for alert in with_actions.desk.board.alerts] == ["critical"]
     assert with_actions.desk.about(act)[0] == "critical"
+    [alert] = with_actions.desk.board.alerts
+    assert [(tried.outcome, tried.text) for tried in alert.recovery] == [
+        ("escalated", f"tried once to {act.text}, without effect"),
+        ("done", f"{act.text}: by all processes"),
+    ]
+    [*_, parcel] = with_actions.desk.shelf.due("hook", with_actions.now_ms, 9)
+    assert parcel.message.items[0].recovery.endswith("without effect")
     with_actions.restart()
     with_actions.look(lost=["mailer"])
     assert [alert.severity for alert in with_actions.desk.board.alerts] == ["critical"]
