@@ -170,7 +170,9 @@ class _Answers:
         with explained():
             length_ms = parse_duration(params.duration)
             if not 0 < length_ms <= MAX_SILENCE_MS:
-                raise BadRange(f"a silence lasts up to {duration_text(MAX_SILENCE_MS)}")
+                raise BadRange(
+                    f"a silence lasts more than 0 and up to {duration_text(MAX_SILENCE_MS)}"
+                )
         if any(not name or not pattern for name, pattern in params.matchers.items()):
             raise InvalidParams(problems=["a matcher is a label's name and a pattern: pipeline=*"])
         return await alerting.change(
