@@ -13,6 +13,7 @@ from orbit_service.alerts.facts import Facts, WorkerFact
 from orbit_service.alerts.records import FILE
 from orbit_service.alerts.rules import parse_rules
 from orbit_service.alerts.store import AlertStore
+from orbit_service.alerts.sums import Sums
 from orbit_service.core.outbox import GRACE_MS, Key, Window
 from orbit_service.core.stats import Stats
 from orbit_service.core.window import WINDOW_MS
@@ -89,14 +90,21 @@ class Watched:
         workers = {name: WorkerFact(False, True, False, T0) for name in lost}
         workers |= {name: WorkerFact(True, False, False, self.now_ms) for name in here}
         looked = Seen(
-            [(start_ms, window)] if self._filled else self.windows,
+            [(start_ms, window)],
             Facts(workers=workers, dropped=dropped, refused=0, troubles=[]),
             step_ms=self.set_by_ms,
-            all_of_it=not self._filled,
+            sums=None if self._filled else self.all_closed(self.windows[:-1]),
             **seen,
         )
         self._filled, self.set_by_ms = True, 0
         return [change.kind for change in reversed(self.desk.look(looked, self.now_ms))]
+
+    def all_closed(self, windows: Sequence[tuple[int, Window]]) -> Sums:
+        """Sums of these alone."""
+        sums = self.desk.sums.empty()
+        for start_ms, window in windows:
+            sums.add(self.desk.moved(start_ms, self.now_ms), window)
+        return sums
 
     def fire(self) -> None:
         """Three failures, and twenty seconds."""

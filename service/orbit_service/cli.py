@@ -508,17 +508,24 @@ def run_command(folder: Path, database: str | None, pipeline: str, given: str, w
         fail(str(reason))
     if pipeline not in known:
         fail(f"there is no pipeline {pipeline!r}; known are: {', '.join(sorted(known))}")
+    from sqlalchemy import make_url
+
     from orbit_worker.pipelines.store import Store, database_url
 
+    where = database_url(database)
     try:
-        store = Store(database_url(database))
+        store = Store(where)
     except CannotStart as reason:
         fail(str(reason))
     [id] = store.enqueue(pipeline, [value])
     if not wait:
         click.echo(id)
         return
-    click.echo(f"waiting for {id}; a worker has to be there: orbit-metrics worker", err=True)
+    click.echo(
+        f"waiting for {id}; a worker has to be there that takes runs from the same database, "
+        f"{make_url(where).render_as_string()}: orbit-metrics worker (--database)",
+        err=True,
+    )
     outcome = store.wait(id)
     if outcome["error"] is not None:
         fail(f"{pipeline} failed: {outcome['error']['type']}: {outcome['error']['message']}")

@@ -98,11 +98,18 @@ class Demo:
             f"  {COMMAND} metrics\n"
             f"  {COMMAND} history --last 10m\n"
             f"  {COMMAND} history --last 10m --group-by pipeline\n"
-            f"  {COMMAND} alerts        # what fires, by the rules of `{COMMAND} alerts example`\n"
+            f"  {COMMAND} alerts        # what fires, by {self._rules()}\n"
+            f"Make a pipeline fail: these inputs have no city, and within 15 s an alert fires.\n"
+            f"  for i in $(seq 30); do {COMMAND} call runs.create "
+            f'\'{{"pipeline": "{WEATHER}", "input": {{}}}}\'; done\n'
+            f"And more to ask:\n"
             f'  {COMMAND} call worker.recentRuns \'{{"limit": 3, "status": "failed"}}\'\n'
             f"  curl -s http://{info.get('http')}/rpc -H 'Content-Type: application/json' "
             f'-d \'{{"jsonrpc":"2.0","id":1,"method":"worker.metrics"}}\''
         )
+
+    def _rules(self) -> str:
+        return os.environ.get("ORBIT_ALERTS") or f"the rules of `{COMMAND} alerts example`"
 
     @contextmanager
     def _process(

@@ -146,10 +146,10 @@ def contract(tmp_path) -> Iterator[Contract]:
         ("test", "alerts.backtest", {"from": "-7d"}, "looked at every 10 s"),
         ("test --last 1d --rule slow", "alerts.backtest", {"from": "-1d", "rule": "slow"}, "from"),
         (
-            "silence pipeline=imp-* team=a=b --for 2h --reason known",
+            "silence pipeline=imp-* worker=a=b --for 2h --reason known",
             "alerts.silence",
             {
-                "matchers": {"pipeline": "imp-*", "team": "a=b"},
+                "matchers": {"pipeline": "imp-*", "worker": "a=b"},
                 "duration": "2h",
                 "reason": "known",
                 "who": ME,
@@ -225,6 +225,16 @@ def test_what_cannot_be_meant_is_a_usage_error(tmp_path, words, said):
 
     assert outcome.returncode == 2
     assert said in outcome.stderr
+
+
+def test_a_silence_by_a_label_that_no_rule_has_is_said(tmp_path, contract):
+    outcome = command(tmp_path, "alerts", "silence", "pipline=x", "--reason", "r")
+
+    assert (outcome.returncode, contract.asked[0]) == (0, "alerts.silence")
+    assert outcome.stderr == (
+        "it silences nothing now: no rule has the label pipline; "
+        "there are pipeline, queue, rule, severity, step, worker\n"
+    )
 
 
 def test_a_bad_file_is_told_a_line_for_each_problem(tmp_path, contract):

@@ -179,7 +179,9 @@ class _Answers:
         with explained():
             length_ms = parse_duration(params.duration)
             if not 0 < length_ms <= MAX_SILENCE_MS:
-                raise BadRange(f"a silence lasts up to {duration_text(MAX_SILENCE_MS)}")
+                raise BadRange(
+                    f"a silence lasts more than 0 and up to {duration_text(MAX_SILENCE_MS)}"
+                )
         return await alerting.change(
             lambda desk: desk.silence(
                 params.matchers, now_ms + length_ms, params.reason, params.who, now_ms

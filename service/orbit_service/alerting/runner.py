@@ -20,10 +20,10 @@ from loguru import logger
 
 from orbit_rpc_schema.alerts import AuditEntry
 from orbit_rpc_schema.errors import AlertsUnavailable, BadRules, HistoryUnavailable, NoRules
-from orbit_service.alerting.sources import Closed, Windows
+from orbit_service.alerting.sources import Closed, Moved
 from orbit_service.alerts.actions import Context, Control, Performer
 from orbit_service.alerts.before import NOTHING_BEFORE, Before, Hours, ranges_of
-from orbit_service.alerts.desk import Board, Desk, Errors, Seen
+from orbit_service.alerts.desk import Board, Desk, Seen
 from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.records import FILE, LeaseLost, Parcel, Store, StoreFailed
 from orbit_service.alerts.recovery import Act
@@ -64,20 +64,20 @@ class Source(Protocol):
 
     hub: bool
 
-    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
-        """What has closed that the sums lack and the history holds. Raises HistoryUnavailable."""
+    async def past(self, sums: Sums, moved: Moved, now_ms: int) -> Sums | None:
+        """Sums of all that has closed, where these lack some. Raises HistoryUnavailable."""
 
-    def closed(self, past: Windows | None, now_ms: int) -> Closed:
-        """That, and every window that is over by now."""
+    async def read_errors(self) -> None:
+        """Learn of newer errors. Raises HistoryUnavailable."""
+
+    def closed(self, past: Sums | None, now_ms: int) -> Closed:
+        """Those, every window that is over by now, and the newest errors."""
 
     def added(self, sums: Sums) -> None:
         """These have all of it now."""
 
     def facts(self, now_ms: int) -> Facts:
         """What is so now. Raises HistoryUnavailable."""
-
-    async def errors(self) -> Errors:
-        """Newest errors. Raises HistoryUnavailable."""
 
 
 class Alerting:
@@ -333,9 +333,9 @@ class Alerting:
         sums = self._desk.sums
         # Which may take long, and holds nobody up.
         async with self._holding_the_lease():
-            errors = await self._source.errors()
             before = await self._to_compare(self.clock())
-            past = await self._source.past(sums, self.clock())
+            past = await self._source.past(sums, self._desk.moved, self.clock())
+            await self._source.read_errors()
         async with self._lock:
             if self._desk.sums is not sums:
                 self._come.set()  # other rules came meanwhile, and need all that has closed
@@ -346,9 +346,9 @@ class Alerting:
                 closed.windows,
                 facts,
                 before,
-                errors,
+                closed.errors,
                 self._step_ms,
-                closed.all_of_it,
+                closed.sums,
                 closed.known_from_ms,
                 closed.grace_ms,
             )
@@ -363,6 +363,8 @@ class Alerting:
             acts, self._desk.acts = self._desk.acts, []
             # While nobody else is at the desk: the next look may end the alert.
             contexts = [Context(*self._desk.about(act)) for act, _action in acts]
+        if self._source.hub and not self.evaluates:
+            logger.info("this hub evaluates the rules now")
         self._trouble, self.evaluates = None, True
         for (act, action), context in zip(acts, contexts, strict=True):
             self._begin(act, action, context)

@@ -10,11 +10,10 @@ from math import inf
 from loguru import logger
 
 from orbit_rpc_schema.errors import HistoryUnavailable
-from orbit_service.alerts.backtest import Recorded, TooMuch
 from orbit_service.alerts.desk import Errors
 from orbit_service.alerts.facts import Facts, facts_here, facts_of
 from orbit_service.alerts.saying import Newest
-from orbit_service.alerts.sums import Sums
+from orbit_service.alerts.sums import Filling, Sums
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
 from orbit_service.core.outbox import GRACE_MS, ErrorText, Key, Window
@@ -26,7 +25,7 @@ from orbit_service.history.port import Wanted
 
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
 AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
-ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
+ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors while none fails anew
 SUCCESSES_SECONDS = 10.0  # between two readings of a fleet's successes
 SUCCESSES_MS = 7 * DAY_MS  # of the past that is read for them at first
 OVERLAP_MS = 2 * MINUTE_MS  # of one with the next, for what is published late
@@ -35,6 +34,7 @@ PUBLISH_MS = 5_000
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
 
 Windows = list[tuple[int, Window]]
+Moved = Callable[[int, int], int]  # the start of a window, now -> where it lies on the clock as set
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Closed:
     """Windows that have closed: since the look before, or all that there are."""
 
     windows: Windows
-    all_of_it: bool = False
+    errors: Errors
+    sums: Sums | None = None  # of all that closed before them
     known_from_ms: int = 0  # of what closed before that, some may be missing
     grace_ms: int = GRACE_MS  # after its end a window is there
 
@@ -89,26 +90,24 @@ class OfNode:
         keys = {key for window in windows.values() for key in window if key.error}
         _keep(self._errors, ((key, texts[key]) for key in keys if key in texts))
 
-    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+    async def past(self, sums: Sums, moved: Moved, now_ms: int) -> Sums | None:
         self._listens = True
         if self._filled is not sums or time.monotonic() >= self._again_at:
-            return await self._past(sums, now_ms)
+            return await self._past(sums, moved, now_ms)
         return None
 
-    def closed(self, past: Windows | None, now_ms: int) -> Closed:
+    def closed(self, past: Sums | None, now_ms: int) -> Closed:
         # The next round of closing may be a quarter of a second away: till then the sums would
         # lack their newest ten seconds, and a rule over few of them would calm down and fire.
         self._close(now_ms)
         closed, self._closed = self._closed, []
-        known_from_ms = self._known_from_ms
-        if past is None:
-            return Closed(closed, known_from_ms=known_from_ms)
-        return Closed(past + closed, all_of_it=True, known_from_ms=known_from_ms)
+        errors, self._errors = self._errors, {}
+        return Closed(closed, errors, past, self._known_from_ms)
 
     def added(self, sums: Sums) -> None:
         self._filled = sums
 
-    async def _past(self, sums: Sums, now_ms: int) -> Windows | None:
+    async def _past(self, sums: Sums, moved: Moved, now_ms: int) -> Sums | None:
         """All that closed before now, as far as it is known; None: there is nothing new to it."""
         before: Windows = []
 
@@ -117,28 +116,32 @@ class OfNode:
             before, self._closed = before + self._closed, []
 
         try:
-            past = await read_past(self._archive, sums, self._kept, self._node, now_ms, noted)
-        except (HistoryUnavailable, TooMuch) as error:
+            past = await read_past(
+                self._archive, sums, moved, self._kept, self._node, now_ms, noted
+            )
+        except HistoryUnavailable as error:
             self._closed = before + self._closed
             if self._patient_until is None:
                 self._patient_until = time.monotonic() + PATIENCE_SECONDS
-            if isinstance(error, HistoryUnavailable) and time.monotonic() < self._patient_until:
+            if time.monotonic() < self._patient_until:
                 raise
             if self._again_at == inf:
                 logger.warning("rules go on without what closed before: {}", error)
             self._again_at = time.monotonic() + AGAIN_SECONDS
-            return None if self._filled is sums else self._unpublished(now_ms)
+            return None if self._filled is sums else self._unpublished(sums, moved, now_ms)
         if self._again_at < inf:
             logger.info("rules have again what closed before")
         self._patient_until, self._again_at, self._known_from_ms = None, inf, 0
-        return past
+        return past.sums
 
-    def _unpublished(self, now_ms: int) -> Windows:
+    def _unpublished(self, sums: Sums, moved: Moved, now_ms: int) -> Sums:
         """What the node has itself: all that closed since the history takes nothing."""
-        waiting = self._collector().outbox.waiting
-        held = [window for publication in waiting for window in publication.windows.items()]
         self._closed = []  # which is among it
-        self._known_from_ms = min((start for start, _window in held), default=now_ms)
+        held, self._known_from_ms = sums.empty(), now_ms
+        for publication in self._collector().outbox.waiting:
+            for start_ms, window in publication.windows.items():
+                held.add(moved(start_ms, now_ms), window)
+                self._known_from_ms = min(self._known_from_ms, start_ms)
         return held
 
     def facts(self, now_ms: int) -> Facts:
@@ -146,7 +149,7 @@ class OfNode:
             self._collector(), self._stuck_after_ms, self._since_ms, list(self._troubles()), now_ms
         )
 
-    async def errors(self) -> Errors:
+    async def read_errors(self) -> None:
         if not self._errors_read:
             self._errors_read = True
             try:
@@ -156,8 +159,6 @@ class OfNode:
                 _keep(self._errors, ((key, text) for (_node, key), text in texts.items()))
             except HistoryUnavailable as error:
                 logger.warning("the newest errors cannot be read: {}", error.message)
-        errors, self._errors = self._errors, {}
-        return errors
 
 
 class OfFleet:
@@ -180,16 +181,20 @@ class OfFleet:
         self._since_ms = since_ms
         self._errors_at = self._successes_at = float("-inf")
         self._successes = _Successes()
+        self._failures: tuple[int, int] = (0, 0)  # the newest window that has any, and how many
+        self._failed_anew = False
+        self._errors: dict[tuple[str, str], Newest] = {}
 
-    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+    async def past(self, sums: Sums, moved: Moved, now_ms: int) -> Sums | None:
         await self._read_successes(now_ms)
-        try:
-            return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
-        except TooMuch as error:
-            raise HistoryUnavailable(why=str(error)) from None
+        past = await read_past(self._archive, sums, moved, self._kept, None, now_ms, lambda: None)
+        self._failed_anew |= past.failures != self._failures
+        self._failures = past.failures
+        return past.sums
 
-    def closed(self, past: Windows | None, _now_ms: int) -> Closed:
-        return Closed(past or [], all_of_it=True, grace_ms=GRACE_MS + PUBLISH_MS)
+    def closed(self, past: Sums | None, _now_ms: int) -> Closed:
+        errors, self._errors = self._errors, {}
+        return Closed([], errors, past, grace_ms=GRACE_MS + PUBLISH_MS)
 
     def added(self, sums: Sums) -> None:
         """All is read again the next time, whatever is in them."""
@@ -212,14 +217,14 @@ class OfFleet:
         self._successes = self._successes.with_later(read, oldest_ms, now_ms)
         self._successes_at = time.monotonic()
 
-    async def errors(self) -> Errors:
-        if time.monotonic() - self._errors_at < ERRORS_SECONDS:
-            return {}
+    async def read_errors(self) -> None:
+        # What makes an alert fire has failed just now: its message has to say why.
+        if not self._failed_anew and time.monotonic() - self._errors_at < ERRORS_SECONDS:
+            return
         self._errors_at = time.monotonic()
-        errors: dict[tuple[str, str], Newest] = {}
         texts = await self._archive.error_texts(Wanted([], runs=False, errors=True))
-        _keep(errors, ((key, text) for (_node, key), text in texts.items()))
-        return errors
+        self._failed_anew = False
+        _keep(self._errors, ((key, text) for (_node, key), text in texts.items()))
 
 
 class _Successes:
@@ -245,19 +250,24 @@ class _Successes:
 async def read_past(
     archive: Archive,
     sums: Sums,
+    moved: Moved,
     kept: Sequence[Level],
     node: str | None,
     now_ms: int,
     noted: Callable[[], None],
-) -> Windows:
-    """Closed windows for as long as the sums reach back. Raises HistoryUnavailable, TooMuch."""
+) -> Filling:
+    """What closed for as long as the sums reach back. Raises HistoryUnavailable."""
     # A service that stops closes what is open: the window of now may have closed already.
     end_ms = now_ms - now_ms % WINDOW_MS + WINDOW_MS
     grace_ms = GRACE_MS - GRACE_MS % -WINDOW_MS  # by which sums are behind, in whole windows
     parts = past_of(kept, sums.longest_ms + grace_ms, end_ms)
     wanted = Wanted(parts, node=node, steps=sums.wants_steps)
-    recorded = await archive.read(wanted, Recorded, lambda recorded: recorded, noted)
-    return list(recorded.windows.items())
+    return await archive.read(
+        wanted,
+        lambda: Filling(sums, lambda start_ms: moved(start_ms, now_ms)),
+        lambda filling: filling,
+        noted,
+    )
 
 
 def past_of(kept: Sequence[Level], longest_ms: int, end_ms: int) -> list[Segment]:

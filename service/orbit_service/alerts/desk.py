@@ -97,7 +97,7 @@ class Seen:
     before: Before = NOTHING_BEFORE
     errors: Errors = field(default_factory=dict)
     step_ms: int = 0  # by how much the clock was set since the look before
-    all_of_it: bool = False  # the windows are all there are, and not what has come since
+    sums: Sums | None = None  # of all that closed before these windows; None: as they were
     known_from_ms: int = 0  # of the windows before that, some may be missing
     grace_ms: int = GRACE_MS  # after its end a window is among them
 
@@ -204,13 +204,11 @@ class Desk:
         if seen.step_ms:
             self._shift(seen.step_ms, now_ms)
         facts = self._stamps.as_of_now(seen.facts, seen.step_ms, now_ms)
-        known = self.sums
-        if seen.all_of_it:
-            self.sums = Sums(self.file.rules)
-        for start_ms, window in seen.windows:
-            self.sums.add(self._moved(start_ms, now_ms), window)
-        if seen.all_of_it:
+        if seen.sums is not None:
+            known, self.sums = self.sums, seen.sums
             self.sums.remember(known)
+        for start_ms, window in seen.windows:
+            self.sums.add(self.moved(start_ms, now_ms), window)
         end_ms = now_ms - seen.grace_ms
         self.sums.advance(end_ms - end_ms % WINDOW_MS)
         self._totals["dropped"].saw(seen.facts.dropped, now_ms)
@@ -279,7 +277,7 @@ class Desk:
             self.shelf.change(parcel)
         self._silences.shift(by_ms)
 
-    def _moved(self, start_ms: int, now_ms: int) -> int:
+    def moved(self, start_ms: int, now_ms: int) -> int:
         """Where a window lies on the clock as it is now, if it was opened before that was set.
 
         A clock that was set back makes moments that were there twice: of those only what
@@ -433,7 +431,12 @@ class Desk:
         kind = self._kind_of(what)
         if subject is not None:
             tried = self._notes.setdefault(subject, Note()).recovery
-            tried.append((kind, outcome, now_ms, text))
+            begun = next((one for one in reversed(tried) if one[:2] == (kind, "started")), None)
+            if isinstance(what, Act) and outcome not in ("started", "refused") and begun:
+                tried.remove(begun)  # one try is one line: what it did, and what came of it
+                tried.append((kind, outcome, now_ms, f"{begun[3]}: {text}" if text else begun[3]))
+            else:
+                tried.append((kind, outcome, now_ms, text))
             del tried[:-MAX_RECOVERY]
         id = what.id if isinstance(what, Act) else ""
         self._note_down(

@@ -18,6 +18,7 @@ from orbit_rpc_schema.alerts import (
 )
 from orbit_service.alerts.fold import Change, State, Subject
 from orbit_service.alerts.messages import Item
+from orbit_service.alerts.metrics import time_text
 from orbit_service.alerts.records import Entry
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.silences import Silence
@@ -48,7 +49,10 @@ def summary(rule: Rule, match: tuple[str, ...], state: State, change: Change | N
     side = "above" if rule.above is not None else "below"
     value, threshold = rule.value_text(state.value), rule.value_text(rule.threshold)
     who = " ".join(match)
-    if change is None or change.turn in ("pending", "firing"):
+    if state.value is not None and change is None and not rule.breached(state.value):
+        # Within the hysteresis or `keep_firing_for`: "is 7 %, above 10 %" would not be true.
+        said = f"{rule.measured} is {value}, after {rule.value_text(state.peak)}; {_until(rule)}"
+    elif change is None or change.turn in ("pending", "firing"):
         said = f"{rule.measured} is {value}, {side} {threshold}"
     elif change.reason:
         said = f"{rule.measured}: {change.reason}"
@@ -57,6 +61,23 @@ def summary(rule: Rule, match: tuple[str, ...], state: State, change: Change | N
     if change is not None and change.turn == "resolved":
         said = f"{said}; it had come to {rule.value_text(state.peak)}"
     return f"{who}: {said}" if who else said[:1].upper() + said[1:]
+
+
+def _until(rule: Rule) -> str:
+    """What has to come for an alert to end that is not past its threshold any more."""
+    held = f" for {time_text(rule.keep_firing_for)}" if rule.keep_firing_for else ""
+    if rule.cleared == rule.threshold:
+        side = "above" if rule.above is not None else "below"
+        return f"it ends when it was not {side} {rule.value_text(rule.cleared)}{held}"
+    return f"it ends at {rule.value_text(rule.cleared)}{held}"
+
+
+def _tried(note: Note) -> str:
+    """The newest of what was done, in few words; of an escalation why."""
+    if not note.recovery:
+        return ""
+    action, outcome, _at, text = note.recovery[-1]
+    return f"{action}: {text if outcome == 'escalated' else outcome}"
 
 
 def item_of(
@@ -71,7 +92,6 @@ def item_of(
 ) -> Item:
     """An alert as a message has it: as it fires, or as it has turned."""
     alert, page = alert_id(subject), (page or "").rstrip("/")
-    tried = note.recovery[-1] if note.recovery else None
     return Item(
         alert=alert,
         saying="firing",
@@ -84,7 +104,7 @@ def item_of(
         at_ms=now_ms,
         error_type="" if error is None else error[0],
         error="" if error is None else error[1].message,
-        recovery="" if tried is None else f"{tried[0]}: {tried[1]}",
+        recovery=_tried(note),
         runbook=rule.runbook or "",
         link=f"{page}/#/alerts/{alert}" if page else "",
     )

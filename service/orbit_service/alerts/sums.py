@@ -9,7 +9,7 @@ so that both are exact.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from orbit_service.alerts.fold import Match
@@ -216,9 +216,18 @@ class Sums:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         signals = {signal_of(rule) for rule in rules if rule.about.source == "runs"}
+        self._begin(signals, Routes(signals))
+
+    def _begin(self, signals: Iterable[Signal], routes: Routes) -> None:
         self.slides = {signal: Slide(signal.window_ms) for signal in signals}
         self.end_ms = 0
-        self._routes = Routes(signals)
+        self._routes = routes
+
+    def empty(self) -> Sums:
+        """Others of the same rules, to be filled."""
+        other = Sums(())
+        other._begin(self.slides, self._routes)
+        return other
 
     @property
     def longest_ms(self) -> int:
@@ -263,6 +272,26 @@ class Sums:
 
     def left_out(self, rule: Rule) -> int:
         return self.slides[signal_of(rule)].left_out if rule.about.source == "runs" else 0
+
+
+class Filling:
+    """Takes rows of the history, in any order, into sums of their own, and keeps none.
+
+    `moved` says where a window lies on the clock as it is now.
+    """
+
+    def __init__(self, sums: Sums, moved: Callable[[int], int]) -> None:
+        self.sums = sums.empty()
+        self.failures = (0, 0)  # the start of the newest window that has any, and how many
+        self._moved = moved
+
+    def add(self, start_ms: int, _node: str, key: Key, stats: Stats) -> None:
+        self.sums.add(self._moved(start_ms), {key: stats})
+        if stats.failed and key.pipeline and not (key.step or key.error):
+            newest_ms, failed = self.failures
+            if start_ms >= newest_ms:
+                failed = stats.failed + (failed if start_ms == newest_ms else 0)
+                self.failures = (start_ms, failed)
 
 
 def value_of(rule: Rule, total: Sum) -> float | None:

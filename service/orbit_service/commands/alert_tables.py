@@ -58,7 +58,7 @@ def _alert_cells(alert: Json) -> Sequence[str]:
 
 def _notes(alert: Json) -> Iterator[str]:
     if alert["clearing"]:
-        yield f"is better, and kept firing: {plain(alert['valueText'])}"
+        yield "is better now, and kept firing for a while"
     if alert["silencedBy"]:
         yield f"silenced by {', '.join(map(plain, alert['silencedBy']))}"
     if (who := alert["acknowledged"]) is not None:
@@ -90,7 +90,7 @@ def _rule_lines(answer: Json) -> Iterator[str]:
     if answer["trouble"] is not None:
         yield from (f"trouble: {plain(line)}" for line in answer["trouble"].splitlines())
     if answer["dryRun"] and any(rule["actions"] for rule in answer["rules"]):
-        yield "actions are dry: they say what they would do, and do nothing"
+        yield "actions that do not set dry_run themselves are dry: they say what they would do"
     yield ""
     header = ("rule", "severity", "matches", "pending", "firing", "condition")
     cells = [

@@ -168,6 +168,9 @@ def example() -> None:
 # ---------------------------------------------------------------- answers
 
 
+SILENCED_BY = ("rule", "severity", "worker", "pipeline", "step", "queue")
+
+
 def matchers_of(words: Sequence[str]) -> dict[str, str]:
     """`name=pattern`, each name once. Raises click.UsageError."""
     matchers: dict[str, str] = {}
@@ -179,6 +182,20 @@ def matchers_of(words: Sequence[str]) -> dict[str, str]:
             raise click.UsageError(f"{name} is given twice; * and ? in one pattern fit several")
         matchers[name] = pattern
     return matchers
+
+
+def _unknown_labels(socket: Path, url: str | None, matchers: dict[str, str]) -> str | None:
+    """Which labels no rule has: another file may bring them, but most are slips of the pen."""
+    from orbit_service.plain import plain
+
+    if not (own := matchers.keys() - set(SILENCED_BY)):
+        return None
+    rules = ask(socket, url, "alerts.rules")["rules"]
+    known = {*SILENCED_BY, *(label for rule in rules for label in rule["labels"])}
+    if not (strange := own - known):
+        return None
+    missing, there = (", ".join(map(plain, sorted(names))) for names in (strange, known))
+    return f"no rule has the label {missing}; there are {there}"
 
 
 @alerts.command()
@@ -203,8 +220,11 @@ def silence(
     from orbit_service.tables import utc
 
     params = {"matchers": matchers_of(matchers), "duration": duration, "reason": reason, "who": who}
+    strange = _unknown_labels(socket, url, matchers_of(matchers))
     answer = ask(socket, url, "alerts.silence", params)
     click.echo(f"silence {plain(answer['id'])}, until {utc(answer['until'])}")
+    if strange is not None:
+        click.echo(f"it silences nothing now: {strange}", err=True)
 
 
 @alerts.command()

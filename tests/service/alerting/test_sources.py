@@ -25,6 +25,12 @@ from orbit_service.history.archive import Archive
 from orbit_service.history.port import Add, HistoryFailed, Wanted
 from orbit_service.history.sql import SqlHistory
 
+
+def unmoved(start_ms: int, _now_ms: int) -> int:
+    """No clock was set."""
+    return start_ms
+
+
 FAILURES = Rule(name="runs", metric="runs_per_hour", window="1h", above=0)
 
 
@@ -79,12 +85,17 @@ class Node:
         outbox.close("instance", list(outbox.windows), f"token {outbox.number + 1}")
         self.publish()
 
+    async def errors(self) -> Any:
+        """Those that were not told before."""
+        await self.source.read_errors()
+        return self.source.closed(None, self.now_ms).errors
+
     async def look(self) -> int:
         """How many runs the rules see."""
-        past = await self.source.past(self.sums, self.now_ms)
+        past = await self.source.past(self.sums, unmoved, self.now_ms)
         closed = self.source.closed(past, self.now_ms)
-        if closed.all_of_it:
-            self.sums = Sums([FAILURES])
+        if closed.sums is not None:
+            self.sums = closed.sums
         for start_ms, window in closed.windows:
             self.sums.add(start_ms, window)
         self.source.added(self.sums)
@@ -147,8 +158,7 @@ async def test_the_past_reaches_back_as_far_as_the_sums_do(node, window, seconds
     kept, read = Sums([rule]), Sums([rule])
     for n in range(400):
         kept.add(T0 + n * 10 * SECOND, {SEND: runs(MS)})
-    for start_ms, past in await node.source.past(read, node.now_ms):
-        read.add(start_ms, past)
+    read = await node.source.past(read, unmoved, node.now_ms)
     for sums in (kept, read):
         end_ms = node.now_ms - GRACE_MS
         sums.advance(end_ms - end_ms % (10 * SECOND))
@@ -227,6 +237,24 @@ async def test_a_history_that_is_away_is_waited_for_and_nothing_that_closes_is_l
     assert await node.look() == 3
 
 
+async def test_of_a_past_that_is_away_the_node_has_what_it_could_not_publish(node, monkeypatch):
+    monkeypatch.setattr(sources, "PATIENCE_SECONDS", 0)
+    node.run()
+    node.close()
+    node.publish()
+    node.away = True
+    unpublished_ms = node.now_ms
+    node.run()
+    node.close()
+    node.begin()
+    past = await node.source.past(node.sums, unmoved, node.now_ms)
+
+    closed = node.source.closed(past, node.now_ms)
+    assert closed.sums is not None
+    assert sum(total.runs for total in closed.sums.of(FAILURES).values()) == 1
+    assert closed.known_from_ms == unpublished_ms - unpublished_ms % (10 * SECOND)
+
+
 async def test_rules_go_on_without_a_past_that_stays_away_and_have_it_when_it_is_back(
     node, monkeypatch
 ):
@@ -274,19 +302,19 @@ async def test_the_newest_error_of_each_pair_is_told_once(node, monkeypatch):
     an_error(node, "before")
     node.close()
     node.publish()
-    await node.look()
-    first = await node.source.errors()
+    await node.source.past(node.sums, unmoved, node.now_ms)
+    first = await node.errors()
     an_error(node, "older", error="KeyError")
     node.now_ms += SECOND
     an_error(node, "newer")
     node.close()
-    told = await node.source.errors()
+    told = await node.errors()
 
     assert {pair: text.message for pair, (_type, text) in first.items()} == {
         ("send", "mailer"): "before"
     }
     assert [(type, text.message) for type, text in told.values()] == [("ValueError", "newer")]
-    assert await node.source.errors() == {}
+    assert await node.errors() == {}
 
 
 # ---------------------------------------------------------------- a fleet
@@ -305,16 +333,37 @@ async def test_a_fleet_knows_the_successes_of_workers_that_are_gone(node, hub, m
     node.run()
     node.close()
     node.publish()
-    await hub.past(nothing, node.now_ms)
+    await hub.past(nothing, unmoved, node.now_ms)
     assert hub.facts(node.now_ms).successes == {("mailer", "send"): T0}
     node.run()
     again_ms = node.now_ms
     node.close()
     node.publish()
 
-    await hub.past(nothing, node.now_ms)
+    await hub.past(nothing, unmoved, node.now_ms)
     assert hub.facts(node.now_ms).successes == {("mailer", "send"): again_ms}
-    await hub.past(nothing, node.now_ms + 6 * DAY)
+    await hub.past(nothing, unmoved, node.now_ms + 6 * DAY)
     assert hub.facts(node.now_ms).successes == {("mailer", "send"): again_ms}
-    await hub.past(nothing, node.now_ms + 8 * DAY)
+    await hub.past(nothing, unmoved, node.now_ms + 8 * DAY)
     assert hub.facts(node.now_ms).successes == {}
+
+
+async def test_a_hub_knows_the_error_of_what_has_failed_since_its_last_look(node, monkeypatch):
+    monkeypatch.setattr(node, "error_texts", node.history.error_texts, raising=False)
+    nothing = Collector("hub").outbox
+    archive = Archive(lambda: node, "hub", lambda: nothing)  # type: ignore[arg-type,return-value]
+    hub = OfFleet(lambda: None, archive, LEVELS, 0, T0)  # type: ignore[arg-type,return-value]
+
+    async def errors() -> list[str]:
+        past = await hub.past(node.sums, unmoved, node.now_ms)
+        await hub.read_errors()
+        return [text.message for _type, text in hub.closed(past, node.now_ms).errors.values()]
+
+    assert await errors() == []
+    node.collector.outbox.stats(SEND, node.now_ms).add_runs([MS], 1, node.now_ms)
+    an_error(node, "refused")
+    node.close()
+    node.publish()
+
+    assert await errors() == ["refused"]
+    assert await errors() == []  # nothing has failed since: the next reading may wait

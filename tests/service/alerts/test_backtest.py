@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from alerting import DAY, WINDOW, a_key, a_rule, some_runs
 from builders import HOUR, MINUTE, SECOND, T0
-from orbit_rpc_schema.alerts import RuleBacktest
+from orbit_rpc_schema.alerts import Backtest, RuleBacktest
 from orbit_service.alerts import backtest as bounds
-from orbit_service.alerts.backtest import MAX_FIRINGS, UNRECORDED, Recorded, TooMuch, backtest
+from orbit_service.alerts.backtest import MAX_FIRINGS, UNRECORDED, Backtesting, Recorded, TooMuch
 from orbit_service.alerts.before import NOTHING_BEFORE, Hours
 from orbit_service.alerts.facts import Facts
 from orbit_service.alerts.fold import State, Subject, fold
@@ -34,9 +36,20 @@ def recorded(past: Past) -> Recorded:
     return found
 
 
+def backtest(rules: Sequence[Rule], past: Past, hours: Hours, to_ms: int, step_ms: int) -> Backtest:
+    """In three parts, as they are read."""
+    testing = Backtesting(rules, hours, FROM, step_ms)
+    third = (to_ms - FROM) // 3 // step_ms * step_ms
+    ends = [FROM + third, FROM + 2 * third, to_ms]
+    for start_ms, end_ms in pairwise([0, *ends]):
+        part = {at: window for at, window in past.items() if start_ms <= at < end_ms}
+        testing.go_on(recorded(part), end_ms)
+    return testing.result()
+
+
 def backtested(rule: Rule, past: Past, to_ms: int, step_ms: int = WINDOW) -> RuleBacktest:
     hours = Hours([rule])
-    [found] = backtest([rule], recorded(past), hours, FROM, to_ms, step_ms).rules
+    [found] = backtest([rule], past, hours, to_ms, step_ms).rules
     return found
 
 
@@ -116,7 +129,7 @@ def a_past(seed: int, windows: int) -> Past:
 def test_it_finds_what_looks_would_have_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "MAX_FIRINGS", 1_000)
     past, to_ms = a_past(seed, 300), FROM + 300 * WINDOW
-    found = backtest(RULES, recorded(past), Hours(RULES), FROM, to_ms, WINDOW)
+    found = backtest(RULES, past, Hours(RULES), to_ms, WINDOW)
     expected = live(RULES, past, to_ms)
 
     assert sum(map(len, expected.values())) > 50
@@ -201,7 +214,7 @@ def test_a_change_is_against_the_hours_of_then() -> None:
     past = course(1, 5, 5, step_ms=HOUR)
     for number, failed in enumerate((1, 1, 4)):
         hours.add(FROM - DAY + (number + 1) * HOUR, "node", a_key(), some_runs(10, failed))
-    found = backtest([rule], recorded(past), hours, FROM, FROM + 3 * HOUR, HOUR).rules[0]
+    found = backtest([rule], past, hours, FROM + 3 * HOUR, HOUR).rules[0]
 
     assert firings(found) == [(("send",), 7_200, 10_800)]
     assert found.highest_text == "+40.0 points"
@@ -263,7 +276,6 @@ def test_rows_come_in_any_order() -> None:
     shuffled = dict(random.Random(2).sample(list(past.items()), len(past)))
 
     one, other = (
-        backtest(RULES, recorded(rows), Hours(RULES), FROM, FROM + 60 * WINDOW, WINDOW)
-        for rows in (past, shuffled)
+        backtest(RULES, rows, Hours(RULES), FROM + 60 * WINDOW, WINDOW) for rows in (past, shuffled)
     )
     assert one == other

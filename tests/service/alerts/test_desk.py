@@ -124,7 +124,8 @@ def test_what_is_over_and_may_not_be_published_yet_does_not_pass_for_nothing_ran
     watched = Watched(tmp_path, SELDOM)
     watched.look()
     watched.now_ms += 10 * SECOND
-    late = Seen(watched.windows, Facts(), all_of_it=True, grace_ms=GRACE_MS + 5 * SECOND)
+    grace_ms = GRACE_MS + 5 * SECOND
+    late = Seen([], Facts(), sums=watched.all_closed(watched.windows), grace_ms=grace_ms)
 
     assert watched.desk.look(late, watched.now_ms) == []
     [fired] = watched.desk.look(late, watched.now_ms + 5 * SECOND)
@@ -136,9 +137,13 @@ def test_what_ran_before_is_known_though_all_windows_are_given_anew(tmp_path):
     watched = Watched(tmp_path, SELDOM.replace('"send"', '"s*"'))
     watched.look()
     watched.take(SELDOM.replace('"send"', '"s*"'))
-    later = Seen([], Facts(), all_of_it=True)  # as a hub gives them at each look
 
-    told = [watched.desk.look(later, watched.now_ms + n * 10 * SECOND) for n in (1, 2)]
+    def later(n):
+        """All that closed given anew, as a hub does at each look: nothing."""
+        seen = Seen([], Facts(), sums=watched.all_closed([]))
+        return watched.desk.look(seen, watched.now_ms + n * 10 * SECOND)
+
+    told = [later(1), later(2)]
     assert [entry.kind for entry in told[0]] == ["firing"]
     assert watched.desk.board.matches == {"seldom": 1}
     watched.store.close()
@@ -270,7 +275,9 @@ def test_what_was_done_at_a_kill_is_not_known_and_not_done_again_within_its_cool
         ("action", "interrupted by the end of the service"),
     ]
     [alert] = with_actions.desk.board.alerts
-    assert [tried.outcome for tried in alert.recovery] == ["unknown", "started"]
+    assert [(tried.outcome, tried.text) for tried in alert.recovery] == [
+        ("unknown", f"{act.text}: interrupted by the end of the service")
+    ]
 
 
 # ---------------------------------------------------------------- actions
@@ -287,6 +294,13 @@ def test_a_failure_of_all_tries_raises_the_severity_and_is_told(with_actions):
     assert (told, with_actions.said()) == (["escalated"], ["firing lost", "escalated lost"])
     assert [alert.severity for alert in with_actions.desk.board.alerts] == ["critical"]
     assert with_actions.desk.about(act)[0] == "critical"
+    [alert] = with_actions.desk.board.alerts
+    assert [(tried.outcome, tried.text) for tried in alert.recovery] == [
+        ("escalated", f"tried once to {act.text}, without effect"),
+        ("done", f"{act.text}: by all processes"),
+    ]
+    [*_, parcel] = with_actions.desk.shelf.due("hook", with_actions.now_ms, 9)
+    assert parcel.message.items[0].recovery.endswith("without effect")
     with_actions.restart()
     with_actions.look(lost=["mailer"])
     assert [alert.severity for alert in with_actions.desk.board.alerts] == ["critical"]
@@ -677,3 +691,18 @@ def test_without_a_folder_alerts_are_in_memory_and_say_so():
     assert len(desk.board.silences) == 1
     with pytest.raises(AlertsUnavailable, match="ORBIT_STATE is none"):
         desk.history(0, HOUR, 9)
+
+
+# ---------------------------------------------------------------- a past that is missing
+
+
+def test_no_end_is_said_while_windows_that_count_may_be_missing(watched):
+    watched.fire()
+    watched.restart()
+    missing = watched.now_ms
+    unheard = Seen([], Facts(), sums=watched.all_closed([]), known_from_ms=missing)
+    watched._filled = True
+
+    assert watched.desk.look(unheard, watched.now_ms + 30 * SECOND) == []
+    assert [alert.phase for alert in watched.desk.board.alerts] == ["firing"]
+    assert watched.look(seconds=80, known_from_ms=missing) == ["resolved"]  # all of it is known

@@ -206,7 +206,7 @@ def test_one_that_is_pending_tells_since_when_it_is_too_much():
 @pytest.mark.parametrize(
     ("fields", "note"),
     [
-        ({"clearing": True, "value_text": "4 %"}, "is better, and kept firing: 4 %"),
+        ({"clearing": True, "value_text": "4 %"}, "is better now, and kept firing for a while"),
         ({"silenced_by": ["s1", "s2"]}, "silenced by s1, s2"),
         (
             {"acknowledged": Acknowledgement(who="ann", note="on it", at=T0)},
@@ -263,7 +263,10 @@ def test_a_rule_is_a_line_and_so_is_a_channel():
         (a_rule_list(loaded_at=None), "not read yet"),
         (a_rule_list(trouble="line 1\nline 2"), "trouble: line 2"),
         (a_rule_list(a_rule(trouble="this is a hub")), "    trouble: this is a hub"),
-        (a_rule_list(a_rule(actions=["restart"])), "actions are dry"),
+        (
+            a_rule_list(a_rule(actions=["restart"])),
+            "actions that do not set dry_run themselves are dry",
+        ),
         (a_rule_list(channels=[a_channel(trouble="refused")]), "    trouble: refused"),
     ],
 )

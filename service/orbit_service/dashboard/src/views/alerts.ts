@@ -481,7 +481,7 @@ function rulesOf({ rules, file, loadedAt, dryRun }: RuleList): Child {
       ".",
       dryRun &&
         rules.some(({ actions }) => actions.length) &&
-        " Actions are dry: they say what they would do, and do nothing.",
+        " Actions that do not set dry_run themselves are dry: they say what they would do.",
     ),
   ];
 }
