@@ -17,6 +17,7 @@ from orbit_rpc_schema.caller import call
 from orbit_service.app import Service
 from orbit_service.clock import wall_clock
 from orbit_service.history import engines, schema
+from orbit_service.hub import Hub
 from orbit_service.rpc.handlers import Clock
 from orbit_service.settings import Settings
 from orbit_worker.client import MetricsClient
@@ -38,20 +39,27 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class RunningService:
-    """A real service in a thread of this process, with its socket and HTTP address."""
+    """A real service in a thread of this process, with its socket and HTTP address; or a hub."""
 
-    def __init__(self, socket: Path, clock: Clock = wall_clock, **settings: Any) -> None:
+    def __init__(
+        self,
+        socket: Path,
+        clock: Clock = wall_clock,
+        program: type[Service] | type[Hub] = Service,
+        **settings: Any,
+    ) -> None:
         self.socket = socket
+        self._program = program
         self._clock = clock
         self._settings = {"ORBIT_SOCKET": socket, "ORBIT_HTTP": "127.0.0.1:0", **settings}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.service: Service | None = None
+        self.service: Any = None
 
     def start(self) -> None:
-        async def start() -> Service:
-            service = Service(Settings(**self._settings), self._clock)
+        async def start() -> Service | Hub:
+            service = self._program(Settings(**self._settings), clock=self._clock)
             await service.start()
             return service
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from orbit_rpc_schema.model import Duration, EpochMs, Model, Moment, Name
+from orbit_rpc_schema.wire import MAX_NAME
 
 Severity = Literal["info", "warning", "critical"]
 Phase = Literal["pending", "firing"]
@@ -19,6 +20,10 @@ Labels = Annotated[dict[str, str], Field(description="what the alert is about, a
 Who = Annotated[str, Field(min_length=1, max_length=100)]
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 AlertId = Annotated[str, Field(min_length=1, max_length=64)]
+SilenceId = Annotated[str, Field(min_length=1, max_length=64)]
+# Three times a name's length: a name of which every character stands in brackets fits. Without
+# bounds pydantic takes a lone surrogate too, which cannot be kept.
+Pattern = Annotated[str, Field(min_length=1, max_length=3 * MAX_NAME)]
 Kind = Literal[
     "pending",
     "firing",
@@ -61,19 +66,19 @@ class AlertsHistoryParams(Model):
 class SilenceParams(Model):
     """Say nothing and do nothing about what matches, until it ends."""
 
-    matchers: dict[str, str] = Field(
+    matchers: dict[Name, Pattern] = Field(
         min_length=1,
         max_length=20,
         description="label -> pattern with * and ?; rule, severity, worker, pipeline, step, queue "
         "or a rule's own label. An alert that all of them match is silenced",
     )
-    duration: Duration = Field("1h", description="from now")
     reason: Text
     who: Who
+    duration: Duration = Field("1h", description="from now")
 
 
 class UnsilenceParams(Model):
-    id: str
+    id: SilenceId
     who: Who
 
 
@@ -146,7 +151,9 @@ class Alert(Model):
     clearing: bool = Field(description="it is past its threshold to clear, and kept firing")
     silenced_by: list[str] = Field(description="ids of silences")
     acknowledged: Acknowledgement | None
-    last_notified: EpochMs | None
+    last_notified: EpochMs | None = Field(
+        description="when a message of it was last put into the outbox"
+    )
     recovery: list[Recovery] = Field(description="newest first; at most 10")
     error: AlertError | None
     runbook: str | None

@@ -21,6 +21,12 @@ The error tree with its JSON-RPC codes.
         ├── TooManySubscriptions       -32029
         ├── CreatesNoRuns              -32030
         ├── NotOnHub                   -32026
+        ├── NoRules                    -32031
+        ├── BadRules                   -32032
+        ├── NoSuchAlert                -32033
+        ├── NoSuchSilence              -32034
+        ├── NoSuchChannel              -32035
+        ├── TooManySilences            -32036
         ├── NotConnected               -32021
         ├── AlreadyConnected           -32022
         ├── UnsupportedProtocol        -32023

@@ -75,6 +75,7 @@ class Service(Program):
             settings.stuck_after * 1000,
             self._own_troubles,
             self.started_ms,
+            self.intake.close_windows,
         )
         self.alerting = Alerting(
             settings.alerts,

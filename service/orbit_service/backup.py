@@ -1,5 +1,5 @@
 """
-Copy the state and the history of a service that may go on running.
+Copy the state, the history and the alerts of a service that may go on running.
 
 By SQLite's own backup (sqlite.org/backup.html): each file as it was at one moment, without
 holding up the writer. The state first: what it has already given to the history is then in
@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from orbit_rpc_schema.errors import Explained
+from orbit_service.alerts import records
 from orbit_service.history import late
 from orbit_service.state import store
 
@@ -49,13 +50,13 @@ def back_up(state: Path, target: Path) -> list[Path]:
             unfinished.mkdir(mode=0o700)
             try:
                 copies = []
-                for name in (store.FILE, late.FILE):
+                for name in (store.FILE, late.FILE, records.FILE):
                     source = state / name
                     if source.is_file():
                         _copy(source, unfinished / name)
                         copies.append(name)
-                # Both or none, and the history first: one that is ahead of its state is found
-                # to be, and one that is behind is not.
+                # All or none, and the history before the state: one that is ahead of its state
+                # is found to be, and one that is behind is not.
                 for name in reversed(copies):
                     (unfinished / name).replace(target / name)
                 os.fsync(folder)

@@ -204,10 +204,11 @@ def check_config() -> None:
 
 def _problems_of_rules(path: Path) -> list[str]:
     """A line for each; where there are none, what the file holds is printed."""
-    from orbit_service.alerts.rules import RulesFailed, read_rules
+    from orbit_service.alerting.runner import read_checked
+    from orbit_service.alerts.rules import RulesFailed
 
     try:
-        file = read_rules(path)
+        file = read_checked(path)
     except RulesFailed as failed:
         return failed.problems
     click.echo(f"{path} is good; rules: {len(file.rules)}, channels: {len(file.channels)}")

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from uuid import uuid4
 
 from loguru import logger
 
@@ -82,7 +81,7 @@ class Hub(Program):
             OfFleet(fleet_now, archive, settings.retention, settings.stuck_after * 1000, clock()),
             archive,
             settings.retention,
-            partial(shared_store, settings.history_url, f"{settings.node}/{uuid4().hex[:12]}"),
+            partial(shared_store, settings.history_url, settings.node),
             clock=clock,
         )
         handlers = make_hub_handlers(

@@ -348,10 +348,10 @@ def test_check_config_names_every_problem_of_the_rules_by_its_line(tmp_path):
     ("text", "why"),
     [
         pytest.param(None, "cannot be read: No such file or directory", id="no file"),
-        pytest.param("[[rules", "alerts.toml: ", id="no TOML"),
+        pytest.param("[[rules", "alerts.toml:1: this is not TOML", id="no TOML"),
         pytest.param(
             '[channels.mail]\nurl_env = "NOT_SET"',
-            "alerts.toml:1: channel mail: the variable NOT_SET is not set: set it",
+            "alerts.toml:1: channel 'mail': the variable NOT_SET is not set: set it",
             id="no address",
         ),
     ],

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from orbit_rpc_schema.procedures import PROCEDURES
+from orbit_service.alerts.metrics import METRICS
+from orbit_service.alerts.rules import Action, Channel, Quiet, RecoverySettings, Rule, RuleFile
 from orbit_service.settings import known_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,17 @@ def test_operations_say_what_each_metric_of_the_service_asks_of_one():
 
     assert len(own) > 15
     assert [name for name in own if name not in page] == []
+
+
+def test_alerts_are_documented_with_every_setting_and_metric():
+    page = (ROOT / "docs/alerts.md").read_text()
+    tables = " ".join(line for line in page.splitlines() if line.startswith("| `"))
+    parts = (RuleFile, Rule, Channel, Quiet, RecoverySettings, Action)
+    settings = {f.alias or name for part in parts for name, f in part.model_fields.items()}
+    settings -= {"recovery", "channels", "rules", "actions"}  # which have a heading or a table
+
+    assert [name for name in sorted(settings) if f"`{name}`" not in tables] == []
+    assert [name for name in METRICS if f"`{name}`" not in page] == []
 
 
 def test_the_client_imports_nothing_but_itself_and_the_standard_library():

@@ -10,7 +10,36 @@ from orbit_worker.details import RunStep
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 HOSTILE_RUN = f"{HOSTILE}/1?#%2f"
-RUNS = 40 + 30 + 6 + 24 + 3
+LONG = "L" * 200
+RUNS = 40 + 30 + 6 + 3 + 24 + 3
+
+# Four pipelines fail so often that they fire; one is slow, for which it takes an hour.
+RULES = f"""
+[channels.log]
+url = "log://"
+[channels."{"c" * 60}"]
+url = "log://"
+
+[[rules]]
+name = "error-rate"
+metric = "error_rate"
+window = "1h"
+above = 10
+min_runs = 3
+severity = "critical"
+labels = {{ team = "<b>ops</b>", note = "{"n" * 200}" }}
+runbook = "https://wiki.example.com/errors"
+
+[[rules]]
+name = "slow-runs"
+metric = "p95"
+window = "1h"
+above = "1s"
+min_runs = 3
+for = "1h"
+runbook = "javascript:alert(1)"
+"""
+FIRING, PENDING = 4, 1
 
 
 def do_a_bit_of_everything(path: Path) -> Iterator[MetricsClient]:
@@ -45,6 +74,8 @@ def do_a_bit_of_everything(path: Path) -> Iterator[MetricsClient]:
             error=None if i % 2 == 0 else type(HOSTILE, (ValueError,), {})(HOSTILE),
             steps=[RunStep(HOSTILE, 5)],
         )
+    for _ in range(3):
+        hostile.record_run(12, False, pipeline=LONG, error=ValueError("?" * 2_000))
     yield hostile
 
     mailer = worker("mailer", "2.0.1")

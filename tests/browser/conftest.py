@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from builders import until
-from busy import RUNS, do_a_bit_of_everything
+from busy import FIRING, PENDING, RULES, RUNS, do_a_bit_of_everything
 from conftest import RunningService
 from orbit_service.transport.pages import FOLDER
 from visitor import FLAGS, Visitor
@@ -70,10 +70,17 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     """A service that has seen a bit of everything; tests may only look at it."""
     folder = tmp_path_factory.mktemp("busy")
-    running = RunningService(folder / "worker.sock", ORBIT_STATE="none")
+    (folder / "alerts.toml").write_text(RULES)
+    running = RunningService(
+        folder / "worker.sock",
+        ORBIT_STATE=str(folder / "state"),
+        ORBIT_ALERTS=str(folder / "alerts.toml"),
+    )
     running.start()
     workers = list(do_a_bit_of_everything(running.socket))
     until(lambda: running.ask("worker.stats")["runsLast24Hours"] == RUNS)
+    # Their windows have to close first.
+    until(lambda: len(running.ask("alerts.list")["alerts"]) == FIRING + PENDING, seconds=60)
     yield running
     for worker in workers:
         worker.close(timeout=1.0)

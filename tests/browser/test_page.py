@@ -23,6 +23,7 @@ EVERY_VIEW = {
         "#/runs?status=failed&pipeline=import-orders&worker=importer",
         "data-testid=runs-table",
     ),
+    "alerts": ("#/alerts", "data-testid=firing"),
     "hostile-pipeline": (f"#/pipelines/{quote(HOSTILE, safe='')}", f"h1:text-is('{HOSTILE}')"),
     "hostile-run": (f"#/runs/{quote(HOSTILE_RUN, safe='')}", "data-testid=run-detail"),
 }

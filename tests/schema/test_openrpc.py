@@ -48,7 +48,9 @@ def test_what_one_transport_alone_answers_says_so(transport: str, methods: Any) 
 
 
 def test_what_subscribers_are_told_is_described() -> None:
-    assert {told["name"] for told in DOCUMENT["x-notifications"]} == {"worker.update", "runs.ended"}
+    told = {told["name"] for told in DOCUMENT["x-notifications"]}
+
+    assert told == {"worker.update", "runs.ended", "alerts.changed"}
 
 
 def test_every_reference_leads_somewhere() -> None:

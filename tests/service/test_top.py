@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from builders import HOUR, MINUTE, SECOND, T0
+from orbit_rpc_schema.alerts import Alert
 from orbit_rpc_schema.caller import CallFailed
 from orbit_rpc_schema.procedures import (
     ErrorView,
@@ -115,6 +116,31 @@ def a_failure(pipeline: str = "send", type: str = "ValueError", message: str = "
     ).model_dump(by_alias=True)
 
 
+def an_alert(summary: str = "send: too slow", **fields: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "id": "a1",
+        "rule": "slow",
+        "severity": "warning",
+        "phase": "firing",
+        "labels": {"pipeline": "send"},
+        "metric": "p95",
+        "value": 1.0,
+        "value_text": "1 ms",
+        "threshold": 1.0,
+        "threshold_text": "1 ms",
+        "since": T0 - HOUR,
+        "fired_at": T0 - 5 * MINUTE,
+        "clearing": False,
+        "silenced_by": [],
+        "acknowledged": None,
+        "last_notified": None,
+        "recovery": [],
+        "error": None,
+        "runbook": None,
+    }
+    return Alert(summary=summary, **{**facts, **fields}).model_dump(by_alias=True)
+
+
 def answers(**fields: Any) -> Answers:
     given: dict[str, Any] = {
         "metrics": a_metrics(),
@@ -123,6 +149,7 @@ def answers(**fields: Any) -> Answers:
         "balance": [],
         "pipelines": [a_pipeline("send", 400, 7), a_pipeline("weather", 20, 1)],
         "failures": [a_failure()],
+        "alerts": [],
     }
     return Answers(**{**given, **fields})
 
@@ -275,6 +302,7 @@ LONG = answers(
     pipelines=[a_pipeline("日本" * 90, 10**12, 10**11, 10**10) for _ in range(50)],
     workers=[a_worker("👩‍💻" * 60, in_flight=10**9) for _ in range(50)],
     failures=[a_failure("x" * 200, "E" * 200, "line\nline " * 400) for _ in range(50)],
+    alerts=[an_alert("日本\n" * 90) for _ in range(5_000)],
 )
 
 
@@ -337,6 +365,43 @@ def test_health_is_the_first_line() -> None:
     text = shown(answers(health=a_health("warning", "1 in flight for more than 10 min")))
 
     assert text.startswith("warning: 1 in flight for more than 10 min")
+
+
+@pytest.mark.parametrize(
+    ("alerts", "said"),
+    [
+        pytest.param(
+            [an_alert("send: too slow")],
+            "1 alert fires: warning for 5 min: send: too slow",
+            id="one",
+        ),
+        pytest.param(
+            [an_alert("mail: all fail", severity="critical"), an_alert()],
+            "2 alerts fire: critical for 5 min: mail: all fail",
+            id="the worst is the first",
+        ),
+        pytest.param(
+            [an_alert("hushed", silenced_by=["s1"]), an_alert()],
+            "2 alerts fire (1 silenced): warning for 5 min: send: too slow",
+            id="the worst that is not silenced",
+        ),
+        pytest.param(
+            [an_alert(silenced_by=["s1"])], "1 alert fires (1 silenced)", id="all are silenced"
+        ),
+        pytest.param(
+            [an_alert("a\x1b[2Jb\nc")],
+            "1 alert fires: warning for 5 min: a\ufffd[2Jb c",
+            id="a hostile name",
+        ),
+    ],
+)
+def test_what_fires_is_the_second_line(alerts: list[Any], said: str) -> None:
+    assert shown(answers(alerts=alerts)).split("\n")[1] == said
+
+
+@pytest.mark.parametrize("alerts", [[], Unanswered("no such method")], ids=["none", "unanswered"])
+def test_where_nothing_fires_no_line_says_so(alerts: Any) -> None:
+    assert "alert" not in shown(answers(alerts=alerts))
 
 
 def test_silence_is_said_with_its_length_and_reason() -> None:
@@ -457,6 +522,7 @@ def test_a_selection_is_of_everything_that_is_asked() -> None:
             "worker.list": [a_worker("crew"), a_worker("other")],
             "worker.history": {"groups": []},
             "fleet.balance": {"workers": []},
+            "alerts.list": {"alerts": []},
         }
         return found.get(method, {})
 
@@ -467,6 +533,19 @@ def test_a_selection_is_of_everything_that_is_asked() -> None:
         asked[method]["worker"] == "crew"
         for method in ("worker.metrics", "worker.recentRuns", "worker.history")
     )
+
+
+def test_alerts_about_others_than_what_was_chosen_are_left_out() -> None:
+    found = [an_alert(labels=labels) for labels in ({"pipeline": "send"}, {"pipeline": "x"}, {})]
+
+    def ask(method: str, _params: Mapping[str, Any]) -> Any:
+        if method == "alerts.list":
+            return {"alerts": found}
+        return [] if method.startswith("worker.") else {"workers": [], "pipelines": []}
+
+    said = Questions(ask, pipeline="send").ask()
+
+    assert said.alerts == [found[0], found[2]]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from orbit_rpc_schema.alerts import (
     Acknowledged,
@@ -29,8 +31,9 @@ from orbit_rpc_schema.alerts import (
 )
 from orbit_rpc_schema.errors import InvalidParams, NoRules, NoSuchChannel, NotSent
 from orbit_rpc_schema.model import NoParams
+from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.alerting.runner import Alerting
-from orbit_service.alerts.backtest import Recorded, TooMuch, backtest
+from orbit_service.alerts.backtest import Backtesting, Recorded, TooMuch
 from orbit_service.alerts.before import Hours, ranges_of
 from orbit_service.alerts.rules import Rule
 from orbit_service.alerts.silences import MAX_SILENCE_MS
@@ -51,6 +54,7 @@ from orbit_service.rpc.past import explained
 from orbit_service.rpc.times import parse_time
 from orbit_service.threads import start_thread
 
+PART = 100  # windows that are read at once in a test
 MAX_LOOKS = 50_000  # of a test: 11,000 are a week of minutes
 
 
@@ -73,9 +77,12 @@ def make_alert_handlers(alerting: Alerting) -> Mapping[str, Handler]:
 class _Answers:
     def __init__(self, alerting: Alerting) -> None:
         self._alerting = alerting
+        self._testing = asyncio.Lock()  # one test at a time: each may hold much of the history
 
-    def list(self, params: AlertsListParams) -> AlertList:
-        alerting, board = self._alerting, self._alerting.desk.board
+    async def list(self, params: AlertsListParams) -> AlertList:
+        alerting = self._alerting
+        await alerting.settled()
+        board = alerting.desk.board
         return AlertList(
             alerts=[
                 alert
@@ -141,7 +148,7 @@ class _Answers:
             failed=counts.failed,
             given_up=counts.given_up,
             held_back=alerting.desk.held_back(name),
-            waiting=alerting.desk.waiting(name),
+            waiting=alerting.desk.shelf.waiting(name),
             trouble=counts.trouble,
         )
 
@@ -151,9 +158,11 @@ class _Answers:
             from_ms, to_ms = parse_time(params.from_, now_ms), parse_time(params.to, now_ms)
             if from_ms > to_ms:
                 raise BadRange(f"from ({from_ms}) has to be before to ({to_ms})")
+        if params.to == "now":
+            to_ms = MAX_INT  # what was written before the clock was set back too
         if alerting.path is None:
             return AuditLog(entries=[], more=False)
-        found = await alerting.change(
+        found = await alerting.ask(
             lambda desk: desk.history(
                 from_ms,
                 to_ms,
@@ -171,8 +180,6 @@ class _Answers:
             length_ms = parse_duration(params.duration)
             if not 0 < length_ms <= MAX_SILENCE_MS:
                 raise BadRange(f"a silence lasts up to {duration_text(MAX_SILENCE_MS)}")
-        if any(not name or not pattern for name, pattern in params.matchers.items()):
-            raise InvalidParams(problems=["a matcher is a label's name and a pattern: pipeline=*"])
         return await alerting.change(
             lambda desk: desk.silence(
                 params.matchers, now_ms + length_ms, params.reason, params.who, now_ms
@@ -223,7 +230,7 @@ class _Answers:
             from_ms, to_ms = parse_time(params.from_, now_ms), parse_time(params.to, now_ms)
             check_range(from_ms, to_ms, now_ms)
             back_ms = max((rule.window for rule in rules if rule.about.source != "now"), default=0)
-            level = _level(alerting.kept, from_ms - back_ms, now_ms)
+            level = _level(alerting.kept, from_ms, now_ms)
             step_ms = alerting.kept[level].window_ms
             from_ms -= from_ms % step_ms
             to_ms = min(to_ms, now_ms)
@@ -235,24 +242,37 @@ class _Answers:
         first_ms = from_ms - back_ms
         first_ms -= first_ms % step_ms
         steps = any(rule.step is not None for rule in rules)
-        wanted = Wanted([Segment(level, first_ms, to_ms)], node=alerting.history_of, steps=steps)
         try:
-            hours = Hours(rules)
-            if earlier := [start_ms for start_ms, _end_ms in ranges_of(rules, from_ms)]:
-                parts = segments(min(earlier), to_ms, now_ms, alerting.kept)
-                compared = Wanted(parts, node=alerting.history_of)
-                hours = await alerting.archive.read(compared, lambda: Hours(rules), lambda h: h)
-            recorded = await alerting.archive.read(wanted, Recorded, lambda found: found)
-            return await start_thread(
-                lambda: backtest(rules, recorded, hours, from_ms, to_ms, step_ms), "orbit-alerts"
-            )
+            async with self._testing:
+                hours = Hours(rules)
+                if earlier := [start_ms for start_ms, _end_ms in ranges_of(rules, from_ms)]:
+                    parts = segments(min(earlier), to_ms, now_ms, alerting.kept)
+                    compared = Wanted(parts, node=alerting.history_of)
+                    hours = await alerting.archive.read(compared, lambda: Hours(rules), lambda h: h)
+                testing = Backtesting(rules, hours, from_ms, step_ms)
+                for part in _parts(Segment(level, first_ms, to_ms), from_ms, step_ms):
+                    wanted = Wanted([part], node=alerting.history_of, steps=steps)
+                    recorded = await alerting.archive.read(wanted, Recorded, lambda found: found)
+                    await start_thread(
+                        partial(testing.go_on, recorded, part.end_ms), "orbit-alerts"
+                    )
+                return testing.result()
         except TooMuch as error:
             raise InvalidParams(problems=[str(error)]) from None
 
 
+def _parts(whole: Segment, from_ms: int, step_ms: int) -> Iterator[Segment]:
+    """What is read at once: all that fills the sums before the range, then so many windows."""
+    start_ms, end_ms = whole.start_ms, from_ms
+    while start_ms < whole.end_ms:
+        if end_ms > start_ms:
+            yield Segment(whole.level, start_ms, end_ms)
+        start_ms, end_ms = end_ms, min(end_ms + PART * step_ms, whole.end_ms)
+
+
 def _level(kept: Sequence[Level], from_ms: int, now_ms: int) -> int:
-    """The finest level that is kept for all of it."""
+    """The finest level that is kept for all of it, the first window excepted."""
     for number, level in enumerate(kept):
-        if from_ms - from_ms % level.window_ms >= now_ms - level.kept_ms:
+        if from_ms >= now_ms - level.kept_ms - level.window_ms:
             return number
     raise BadRange(f"windows are kept for {duration_text(kept[-1].kept_ms)}: test a later range")

@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 
 from loguru import logger
 
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.alerts.backtest import Recorded, TooMuch
-from orbit_service.alerts.desk import Desk, Errors, Newest
+from orbit_service.alerts.desk import Errors
 from orbit_service.alerts.facts import Facts, facts_here, facts_of
+from orbit_service.alerts.saying import Newest
 from orbit_service.alerts.sums import Sums
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
 from orbit_service.core.outbox import GRACE_MS, ErrorText, Key, Window
-from orbit_service.core.rollup import Level, Segment
+from orbit_service.core.rollup import DAY_MS, MINUTE_MS, Level, Segment, segments
+from orbit_service.core.stats import Stats
 from orbit_service.core.window import WINDOW_MS
 from orbit_service.history.archive import Archive
 from orbit_service.history.port import Wanted
 
 PATIENCE_SECONDS = 30.0  # for a history that cannot be read; then rules go on without the past
+AGAIN_SECONDS = 30.0  # from when they do, between two tries to read it
 ERRORS_SECONDS = 30.0  # between two readings of a fleet's newest errors
+SUCCESSES_SECONDS = 10.0  # between two readings of a fleet's successes
+SUCCESSES_MS = 7 * DAY_MS  # of the past that is read for them at first
+OVERLAP_MS = 2 * MINUTE_MS  # of one with the next, for what is published late
+# For nodes to publish a window: what is over and not there yet would pass for nothing ran.
+PUBLISH_MS = 5_000
 FINE_MS = 660_000  # of the past that is read in windows of ten seconds: ten minutes, and some
 
 Windows = list[tuple[int, Window]]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Windows that have closed: since the look before, or all that there are."""
+
+    windows: Windows
+    all_of_it: bool = False
+    known_from_ms: int = 0  # of what closed before that, some may be missing
+    grace_ms: int = GRACE_MS  # after its end a window is there
 
 
 class OfNode:
@@ -41,7 +61,9 @@ class OfNode:
         stuck_after_ms: int,
         troubles: Callable[[], Iterable[str]],
         since_ms: int,
+        close: Callable[[int], None],
     ) -> None:
+        self._close = close
         self._collector = collector
         self._archive = archive
         self._kept = kept
@@ -49,41 +71,75 @@ class OfNode:
         self._stuck_after_ms = stuck_after_ms
         self._troubles = troubles
         self._since_ms = since_ms
+        self._listens = False  # until somebody looks, what closes is the history's to tell
         self._closed: Windows = []
         self._errors: dict[tuple[str, str], Newest] = {}
         self._filled: Sums | None = None  # which have been given what closed before
         self._errors_read = False
         self._patient_until: float | None = None
+        self._again_at = inf  # when the past that is lacking is asked for again
+        self._known_from_ms = 0
 
     def saw(self, windows: Mapping[int, Window]) -> None:
         """Windows are about to close; their errors are with the outbox until then."""
+        if not self._listens:
+            return
         self._closed += windows.items()
         texts = self._collector().outbox.errors
         keys = {key for window in windows.values() for key in window if key.error}
         _keep(self._errors, ((key, texts[key]) for key in keys if key in texts))
 
-    async def look(self, desk: Desk, now_ms: int) -> Windows:
-        past: Windows = []
-        if self._filled is not desk.sums:
-            past = await self._past(desk.sums, now_ms)
-            self._filled = desk.sums
-        closed, self._closed = self._closed, []
-        return past + closed
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+        self._listens = True
+        if self._filled is not sums or time.monotonic() >= self._again_at:
+            return await self._past(sums, now_ms)
+        return None
 
-    async def _past(self, sums: Sums, now_ms: int) -> Windows:
-        """What closed before now, for sums that are empty; nothing where there is no history."""
+    def closed(self, past: Windows | None, now_ms: int) -> Closed:
+        # The next round of closing may be a quarter of a second away: till then the sums would
+        # lack their newest ten seconds, and a rule over few of them would calm down and fire.
+        self._close(now_ms)
+        closed, self._closed = self._closed, []
+        known_from_ms = self._known_from_ms
+        if past is None:
+            return Closed(closed, known_from_ms=known_from_ms)
+        return Closed(past + closed, all_of_it=True, known_from_ms=known_from_ms)
+
+    def added(self, sums: Sums) -> None:
+        self._filled = sums
+
+    async def _past(self, sums: Sums, now_ms: int) -> Windows | None:
+        """All that closed before now, as far as it is known; None: there is nothing new to it."""
+        before: Windows = []
+
+        def noted() -> None:
+            nonlocal before
+            before, self._closed = before + self._closed, []
+
         try:
-            return await read_past(
-                self._archive, sums, self._kept, self._node, now_ms, self._closed.clear
-            )
+            past = await read_past(self._archive, sums, self._kept, self._node, now_ms, noted)
         except (HistoryUnavailable, TooMuch) as error:
+            self._closed = before + self._closed
             if self._patient_until is None:
                 self._patient_until = time.monotonic() + PATIENCE_SECONDS
             if isinstance(error, HistoryUnavailable) and time.monotonic() < self._patient_until:
                 raise
-            self._patient_until = None
-            logger.warning("rules begin without what closed before: {}", error)
-            return []
+            if self._again_at == inf:
+                logger.warning("rules go on without what closed before: {}", error)
+            self._again_at = time.monotonic() + AGAIN_SECONDS
+            return None if self._filled is sums else self._unpublished(now_ms)
+        if self._again_at < inf:
+            logger.info("rules have again what closed before")
+        self._patient_until, self._again_at, self._known_from_ms = None, inf, 0
+        return past
+
+    def _unpublished(self, now_ms: int) -> Windows:
+        """What the node has itself: all that closed since the history takes nothing."""
+        waiting = self._collector().outbox.waiting
+        held = [window for publication in waiting for window in publication.windows.items()]
+        self._closed = []  # which is among it
+        self._known_from_ms = min((start for start, _window in held), default=now_ms)
+        return held
 
     def facts(self, now_ms: int) -> Facts:
         return facts_here(
@@ -122,17 +178,39 @@ class OfFleet:
         self._kept = kept
         self._stuck_after_ms = stuck_after_ms
         self._since_ms = since_ms
-        self._errors_at = float("-inf")
+        self._errors_at = self._successes_at = float("-inf")
+        self._successes = _Successes()
 
-    async def look(self, desk: Desk, now_ms: int) -> Windows:
-        desk.begin_sums()
+    async def past(self, sums: Sums, now_ms: int) -> Windows | None:
+        await self._read_successes(now_ms)
         try:
-            return await read_past(self._archive, desk.sums, self._kept, None, now_ms, lambda: None)
+            return await read_past(self._archive, sums, self._kept, None, now_ms, lambda: None)
         except TooMuch as error:
             raise HistoryUnavailable(why=str(error)) from None
 
+    def closed(self, past: Windows | None, _now_ms: int) -> Closed:
+        return Closed(past or [], all_of_it=True, grace_ms=GRACE_MS + PUBLISH_MS)
+
+    def added(self, sums: Sums) -> None:
+        """All is read again the next time, whatever is in them."""
+
     def facts(self, now_ms: int) -> Facts:
-        return facts_of(self._fleet().select(None), self._stuck_after_ms, self._since_ms, now_ms)
+        workers = self._fleet().select(None)
+        facts = facts_of(workers, self._stuck_after_ms, self._since_ms, now_ms)
+        for pair, success_ms in self._successes.last.items():
+            facts.successes[pair] = max(success_ms, facts.successes.get(pair, 0))
+        return facts
+
+    async def _read_successes(self, now_ms: int) -> None:
+        """Of workers that are gone: nodes tell of the lives that go on alone."""
+        if time.monotonic() - self._successes_at < SUCCESSES_SECONDS:
+            return
+        oldest_ms = now_ms - SUCCESSES_MS
+        from_ms = max(self._successes.read_ms - OVERLAP_MS, oldest_ms)
+        parts = segments(from_ms, now_ms, now_ms, self._kept)
+        read = await self._archive.read(Wanted(parts), _Successes, lambda found: found)
+        self._successes = self._successes.with_later(read, oldest_ms, now_ms)
+        self._successes_at = time.monotonic()
 
     async def errors(self) -> Errors:
         if time.monotonic() - self._errors_at < ERRORS_SECONDS:
@@ -144,6 +222,26 @@ class OfFleet:
         return errors
 
 
+class _Successes:
+    """Takes rows of the history, and keeps when each worker's pipeline succeeded last."""
+
+    def __init__(self) -> None:
+        self.last: dict[tuple[str, str], int] = {}
+        self.read_ms = 0  # until when
+
+    def add(self, _start_ms: int, _node: str, key: Key, stats: Stats) -> None:
+        if stats.last_success_ms is not None and not (key.step or key.error):
+            pair = (key.worker, key.pipeline)
+            self.last[pair] = max(stats.last_success_ms, self.last.get(pair, 0))
+
+    def with_later(self, later: _Successes, oldest_ms: int, read_ms: int) -> _Successes:
+        both = _Successes()
+        both.read_ms = read_ms
+        both.last = {pair: at_ms for pair, at_ms in self.last.items() if at_ms >= oldest_ms}
+        both.last.update(later.last)
+        return both
+
+
 async def read_past(
     archive: Archive,
     sums: Sums,
@@ -153,8 +251,10 @@ async def read_past(
     noted: Callable[[], None],
 ) -> Windows:
     """Closed windows for as long as the sums reach back. Raises HistoryUnavailable, TooMuch."""
-    end_ms = now_ms - GRACE_MS
-    parts = past_of(kept, sums.longest_ms, end_ms - end_ms % WINDOW_MS + WINDOW_MS)
+    # A service that stops closes what is open: the window of now may have closed already.
+    end_ms = now_ms - now_ms % WINDOW_MS + WINDOW_MS
+    grace_ms = GRACE_MS - GRACE_MS % -WINDOW_MS  # by which sums are behind, in whole windows
+    parts = past_of(kept, sums.longest_ms + grace_ms, end_ms)
     wanted = Wanted(parts, node=node, steps=sums.wants_steps)
     recorded = await archive.read(wanted, Recorded, lambda recorded: recorded, noted)
     return list(recorded.windows.items())

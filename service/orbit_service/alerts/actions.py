@@ -201,15 +201,27 @@ async def _run(command: tuple[str, ...], environ: Mapping[str, str], seconds: fl
         except TimeoutError:
             outcome, how = "timed out", f"it was ended after {seconds:g} s"
         finally:
-            if process.returncode is None:
-                await _end(process)
-            await asyncio.wait({output}, timeout=OUTPUT_SECONDS)
-            output.cancel()
-            await asyncio.wait({output})
+            ending = asyncio.create_task(_leave(process, output))
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                # Who stops the service may do so now; a process that is being ended is waited
+                # for, and nobody reads from a closed pipe.
+                await asyncio.wait({ending})
+                raise
     if process.returncode is None:
         how = f"it has not ended within {seconds:g} s, not even when it was killed"
     text = as_text(kept.decode(errors="replace"), MAX_OUTPUT).strip()
     return Outcome(outcome, f"{how}\n{text}" if text else how)
+
+
+async def _leave(process: Process, output: asyncio.Task[None]) -> None:
+    """End what is still there, and read no more of it."""
+    if process.returncode is None:
+        await _end(process)
+    await asyncio.wait({output}, timeout=OUTPUT_SECONDS)
+    output.cancel()
+    await asyncio.wait({output})
 
 
 def _ended(process: Process) -> tuple[Result, str]:

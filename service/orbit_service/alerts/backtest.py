@@ -23,7 +23,7 @@ from orbit_service.core.rollup import HOUR_MS
 from orbit_service.core.stats import Stats
 
 MAX_FIRINGS = 100  # of a rule, that are told
-MAX_ROWS = 3_000_000
+MAX_ROWS = 1_000_000  # held at once; some 2 GB
 UNRECORDED = "what it looks at is not in the history"
 
 
@@ -63,65 +63,100 @@ class _Course:
     trouble: str | None = None
 
 
-def backtest(
-    rules: Sequence[Rule],
-    recorded: Recorded,
-    hours: Hours,
-    from_ms: int,
-    to_ms: int,
-    step_ms: int,
-) -> Backtest:
-    """Look once for each window of the range. Windows before it fill the sums."""
-    courses = {rule.name: _Course() for rule in rules}
-    tested = []
-    for rule in rules:
-        if rule.about.source == "runs" or rule.metric == "since_success":
-            tested.append(rule)
-        else:
-            courses[rule.name].trouble = UNRECORDED
-    by_name = {rule.name: rule for rule in tested}
-    sums = Sums(tested)
-    states: dict[Subject, State] = {}
-    open_: dict[Subject, Change] = {}
-    facts = Facts()
-    expected = {
-        Subject(rule.name, tuple(rule.literal.values())): from_ms
-        for rule in tested
-        if rule.literal is not None
-    }
-    before, before_hour = Before(), -1
-    starts = sorted(recorded.windows)
-    place = 0
-    for now_ms in range(from_ms + step_ms, to_ms + 1, step_ms):
-        while place < len(starts) and starts[place] < now_ms:
-            window = recorded.windows[starts[place]]
-            sums.add(starts[place], window)
-            _saw_successes(facts, window)
-            place += 1
-        sums.advance(now_ms)
-        if now_ms // HOUR_MS != before_hour:
-            before, before_hour = hours.at(now_ms), now_ms // HOUR_MS
-        looked = look(tested, sums, facts, {}, before, states, expected, now_ms, everything=True)
+class Backtesting:
+    """Rules on their way through the past. Windows come in order of time, part by part.
+
+    One look is made for each window. A rule's window is widened to whole steps: of less
+    than that there is no number.
+    """
+
+    def __init__(self, rules: Sequence[Rule], hours: Hours, from_ms: int, step_ms: int) -> None:
+        self._rules = rules
+        self._hours = hours
+        self._from_ms = from_ms
+        self._step_ms = step_ms
+        self._courses = {rule.name: _Course() for rule in rules}
+        self._tested: dict[str, Rule] = {}
+        for rule in rules:
+            if rule.about.source == "runs" or rule.metric == "since_success":
+                self._tested[rule.name] = _widened(rule, step_ms)
+            else:
+                self._courses[rule.name].trouble = UNRECORDED
+        self._sums = Sums(self._tested.values())
+        self._states: dict[Subject, State] = {}
+        self._open: dict[Subject, Change] = {}
+        self._facts = Facts()
+        self._expected = {
+            Subject(rule.name, tuple(rule.literal.values())): from_ms
+            for rule in self._tested.values()
+            if rule.literal is not None
+        }
+        self._before, self._hour = Before(), -1
+        self._now_ms = from_ms
+
+    def go_on(self, recorded: Recorded, until_ms: int) -> None:
+        """Take all windows that began before a moment, and look up to it.
+
+        Windows of before the range fill the sums.
+        """
+        starts = sorted(recorded.windows)
+        place = 0
+        for now_ms in range(self._now_ms + self._step_ms, until_ms + 1, self._step_ms):
+            while place < len(starts) and starts[place] < now_ms:
+                self._add(starts[place], recorded.windows[starts[place]])
+                place += 1
+            self._look(now_ms)
+            self._now_ms = now_ms
+        for start_ms in starts[place:]:
+            self._add(start_ms, recorded.windows[start_ms])
+
+    def result(self) -> Backtest:
+        """What came of it, up to the last look."""
+        for subject, change in self._open.items():
+            ongoing = change._replace(state=self._states[subject])
+            self._courses[subject.rule].firings.append((subject, ongoing, None))
+        views = [_view(rule, self._courses[rule.name], self._now_ms) for rule in self._rules]
+        return Backtest(from_=self._from_ms, to=self._now_ms, step=self._step_ms, rules=views)
+
+    def _add(self, start_ms: int, window: dict[Key, Stats]) -> None:
+        self._sums.add(start_ms, window)
+        _saw_successes(self._facts, window)
+
+    def _look(self, now_ms: int) -> None:
+        self._sums.advance(now_ms)
+        if now_ms // HOUR_MS != self._hour:
+            self._before, self._hour = self._hours.at(now_ms), now_ms // HOUR_MS
+        looked = look(
+            self._tested.values(),
+            self._sums,
+            self._facts,
+            {},
+            self._before,
+            self._states,
+            self._expected,
+            now_ms,
+            everything=True,
+        )
         for name, count in looked.matches.items():
-            courses[name].matches = max(courses[name].matches, count)
-        _peaks(courses, by_name, looked.readings.items())
-        states, changes = fold(by_name, looked.readings, states, now_ms)
+            self._courses[name].matches = max(self._courses[name].matches, count)
+        _peaks(self._courses, self._tested, looked.readings.items())
+        self._states, changes = fold(self._tested, looked.readings, self._states, now_ms)
         for change in changes:
-            course = courses[change.subject.rule]
+            course = self._courses[change.subject.rule]
             if change.turn == "firing":
-                open_[change.subject] = change
+                self._open[change.subject] = change
             elif change.turn == "resolved":
-                course.firings.append((change.subject, open_.pop(change.subject), change))
-    for subject, change in open_.items():
-        ongoing = Change(subject, "firing", to_ms, states[subject])
-        courses[subject.rule].firings.append((subject, change._replace(state=ongoing.state), None))
-    views = [_view(rule, courses[rule.name], to_ms) for rule in rules]
-    return Backtest(from_=from_ms, to=to_ms, step=step_ms, rules=views)
+                course.firings.append((change.subject, self._open.pop(change.subject), change))
+
+
+def _widened(rule: Rule, step_ms: int) -> Rule:
+    steps = -(-rule.window // step_ms)
+    return rule.model_copy(update={"window": steps * step_ms})
 
 
 def _saw_successes(facts: Facts, window: dict[Key, Stats]) -> None:
     for key, stats in window.items():
-        if stats.last_success_ms is not None and not (key.step or key.error):
+        if stats.last_success_ms is not None and key.pipeline and not (key.step or key.error):
             pair = (key.worker, key.pipeline)
             facts.successes[pair] = max(facts.successes.get(pair, 0), stats.last_success_ms)
 

@@ -47,6 +47,11 @@ class Before:
             earlier = version.runs
         return earlier
 
+    def place(self, subject: Subject, name: str) -> int:
+        """Which of the versions it is by appearance; one that is not known yet is the last."""
+        names = [version.name for version in self.versions.get(subject, ())]
+        return names.index(name) if name in names else len(names)
+
 
 NOTHING_BEFORE = Before()
 
@@ -68,7 +73,7 @@ class Hours:
             hour[match].add(stats, start_ms, stats.first_run_ms)
 
     def at(self, now_ms: int) -> Before:
-        """What there is to compare with at a moment; rows after it are passed over."""
+        """What there is to compare with at a moment; rows of later hours are passed over."""
         hours: dict[Subject, Sum] = {}
         versions: dict[Subject, Sequence[Version]] = {}
         this_ms = now_ms - now_ms % HOUR_MS
@@ -101,14 +106,13 @@ def _versions(
 
 
 def ranges_of(rules: Iterable[Rule], now_ms: int) -> list[tuple[int, int]]:
-    """From when to when the history is to be read for `Hours.at(now_ms)`."""
+    """From when to when the history is to be read for `Hours.at(now_ms)`; no row is in two."""
     compared = {rule.compare for rule in rules if rule.compare is not None}
     this_ms = now_ms - now_ms % HOUR_MS
-    ranges = [
+    if "version" in compared:  # the others lie within
+        return [(this_ms - VERSIONS_MS, now_ms)]
+    return [
         (this_ms - back_ms, this_ms - back_ms + HOUR_MS)
         for name, back_ms in BACK_MS.items()
         if name in compared
     ]
-    if "version" in compared:
-        ranges.append((this_ms - VERSIONS_MS, now_ms))
-    return ranges

@@ -7,7 +7,7 @@ order in which they are looked at changes nothing. An alert that is ok has no st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
@@ -58,16 +58,17 @@ def fold(
     """The states after a look, and what has changed.
 
     A value of None, or none at all, means that nothing can be said. A state of which the
-    rule is gone ends with it.
+    rule is gone, or is about others since it was changed, ends with it.
     """
     after: dict[Subject, State] = {}
     changes: list[Change] = []
     for subject in _all(readings, states):
         before = states.get(subject)
         rule = rules.get(subject.rule)
-        if rule is None:
+        if rule is None or (before is not None and not rule.is_about(subject.match)):
             if before is not None and before.phase == "firing":
-                changes.append(Change(subject, "resolved", now_ms, before, "the rule is gone"))
+                why = "the rule is gone" if rule is None else "the rule is about others now"
+                changes.append(Change(subject, "resolved", now_ms, before, why))
             continue
         value = readings.get(subject)
         if before is None and (value is None or not rule.breached(value)):
@@ -76,7 +77,7 @@ def fold(
         if state is not None:
             after[subject] = state
         for turn, reason in turns:
-            shown = state or _seen(rule, before, value)
+            shown = state or (before if value is None else _seen(rule, before, value))
             assert shown is not None
             changes.append(Change(subject, turn, now_ms, shown, reason))
     return after, changes
@@ -142,7 +143,3 @@ def _seen(rule: Rule, state: State | None, value: float | None) -> State | None:
 
 def _why(value: float | None) -> str:
     return "there is nothing to judge by any more" if value is None else ""
-
-
-def firing(states: States) -> Iterable[tuple[Subject, State]]:
-    return ((subject, state) for subject, state in states.items() if state.phase == "firing")

@@ -21,7 +21,8 @@ from orbit_service.alerts.rules import Channel, Quiet
 from orbit_service.core.rollup import HOUR_MS
 
 MAX_ITEMS = 50  # of one message; of a thousand nobody reads all
-MAX_HELD = 1_000
+MAX_HELD = 10_000  # as many as may fire at once
+RANKS: dict[Severity, int] = {"info": 0, "warning": 1, "critical": 2}
 
 Saying = Literal["firing", "still firing", "escalated", "resolved"]
 
@@ -38,7 +39,6 @@ class Item(Struct, frozen=True):
     since_ms: int  # when the threshold was crossed
     fired_ms: int
     at_ms: int
-    reason: str = ""  # why it is resolved, where that is not plain
     error_type: str = ""
     error: str = ""  # the newest
     recovery: str = ""  # what was tried
@@ -64,8 +64,7 @@ class Told(Struct, array_like=True):
     fired_ms: int
     at_ms: int
     severity: Severity
-    item: Item
-    resolved: bool = True  # whether it wants to be told the end
+    item: Item  # as it is to be said once it has ended, where that waits
 
 
 class Mailbox(Struct, array_like=True):
@@ -101,6 +100,7 @@ def plan(
     nothing is to be said, their end included. Changes the mailbox: it is told.
     """
     items: list[Item] = []
+    held_now: set[str] = set()
     mailbox.sent_ms = [at for at in mailbox.sent_ms if now_ms - HOUR_MS < at <= now_ms]
     full = len(mailbox.sent_ms) >= channel.max_per_hour
     for alert, fire in firing.items():
@@ -108,7 +108,7 @@ def plan(
         if name not in fire.channels or fire.silenced:
             continue
         new = told is None or told.fired_ms != item.fired_ms
-        worse = told is not None and not new and told.severity != item.severity
+        worse = told is not None and not new and RANKS[item.severity] > RANKS[told.severity]
         due = (
             told is not None
             and bool(channel.repeat_every)
@@ -118,10 +118,9 @@ def plan(
         if not (new or worse or due):
             continue
         if is_quiet(channel.quiet, item.severity, now_ms) or full:
-            if (new or worse) and mailbox.held.get(alert) != item.fired_ms:
-                mailbox.held_back += 1
-                if len(mailbox.held) < MAX_HELD:
-                    mailbox.held[alert] = item.fired_ms
+            if new or worse:
+                _hold(mailbox, alert, item.fired_ms, firing)
+                held_now.add(alert)
             continue
         saying: Saying = "firing" if new else "escalated" if worse else "still firing"
         items.append(_said(item, saying))
@@ -132,12 +131,10 @@ def plan(
         if alert in silent or not channel.resolved:
             del mailbox.told[alert]
         elif full or is_quiet(channel.quiet, told.severity, now_ms):
-            if alert in ended:  # else the end that is to be said is kept already
-                told.item = ended[alert]
+            told.item = _end_of(told, ended.get(alert), now_ms)
         else:
             if alert not in firing:
-                end = ended.get(alert) or _ended(told.item, now_ms)
-                items.append(_said(end, "resolved"))
+                items.append(_end_of(told, ended.get(alert), now_ms))
             del mailbox.told[alert]
     if not items:
         return [], 0
@@ -145,9 +142,19 @@ def plan(
         if item.saying != "resolved":
             mailbox.told[item.alert] = Told(item.fired_ms, now_ms, item.severity, item)
     held = len(mailbox.held.keys() - {item.alert for item in items})
-    mailbox.held.clear()
+    mailbox.held = {alert: at for alert, at in mailbox.held.items() if alert in held_now}
     mailbox.sent_ms.append(now_ms)
     return items, held
+
+
+def _hold(mailbox: Mailbox, alert: str, fired_ms: int, firing: Mapping[str, Firing]) -> None:
+    """Count what is kept from the channel; once, for as long as it fires."""
+    if mailbox.held.get(alert) == fired_ms:
+        return
+    mailbox.held_back += 1
+    if len(mailbox.held) >= MAX_HELD:
+        mailbox.held = {a: at for a, at in mailbox.held.items() if a in firing}
+    mailbox.held[alert] = fired_ms
 
 
 def is_quiet(quiet: Quiet | None, severity: Severity, now_ms: int) -> bool:
@@ -161,10 +168,13 @@ def is_quiet(quiet: Quiet | None, severity: Severity, now_ms: int) -> bool:
 
 
 def _said(item: Item, saying: Saying) -> Item:
-
     return item if item.saying == saying else replace(item, saying=saying)
 
 
-def _ended(item: Item, now_ms: int) -> Item:
-
-    return replace(item, saying="resolved", at_ms=now_ms)
+def _end_of(told: Told, ended: Item | None, now_ms: int) -> Item:
+    """How the end of what was told is said. What has ended now may be a later firing."""
+    if ended is not None and ended.fired_ms == told.fired_ms:
+        return _said(ended, "resolved")
+    if told.item.saying == "resolved":
+        return told.item  # it waited to be said
+    return replace(told.item, saying="resolved", at_ms=now_ms)

@@ -6,6 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+from msgspec import Struct
+
 from orbit_service.alerts.before import Before
 from orbit_service.alerts.facts import Facts, WorkerFact
 from orbit_service.alerts.fold import Match, States, Subject
@@ -35,27 +38,33 @@ class Looked:
     readings: dict[Subject, float | None] = field(default_factory=dict)
     matches: dict[str, int] = field(default_factory=dict)  # by rule
     troubles: dict[str, str] = field(default_factory=dict)  # why a rule says nothing
+    last: dict[Subject, int] = field(default_factory=dict)  # when what is expected was so last
 
 
-class Totals:
-    """How much a sum over all time has grown in the last minutes."""
+class Totals(Struct, array_like=True):
+    """How much a sum over all time has grown in the last minutes; durable."""
 
-    def __init__(self) -> None:
-        self._last: int | None = None
-        self._grown: dict[int, int] = {}  # by window
+    last: int | None = None
+    grown: dict[int, int] = msgspec.field(default_factory=dict)  # by window
 
     def saw(self, total: int | None, now_ms: int) -> None:
         if total is None:
             return
-        if self._last is not None and total > self._last:
+        if self.last is not None and total > self.last:
             start_ms = now_ms - now_ms % WINDOW_MS
-            self._grown[start_ms] = self._grown.get(start_ms, 0) + total - self._last
-            while len(self._grown) > MAX_CHANGES:
-                self._grown.pop(next(iter(self._grown)))
-        self._last = total
+            self.grown[start_ms] = self.grown.get(start_ms, 0) + total - self.last
+            while len(self.grown) > MAX_CHANGES:
+                self.grown.pop(next(iter(self.grown)))
+        self.last = total
 
     def since(self, from_ms: int) -> int:
-        return sum(grown for start, grown in self._grown.items() if start >= from_ms)
+        """By how much since then, and in the window in which that lies."""
+        first_ms = from_ms - from_ms % WINDOW_MS
+        return sum(grown for start, grown in self.grown.items() if start >= first_ms)
+
+    def shift(self, by_ms: int) -> None:
+        """The clock was set: what lies some minutes back lies some minutes back."""
+        self.grown = {start + by_ms: grown for start, grown in self.grown.items()}
 
 
 def look(
@@ -73,7 +82,7 @@ def look(
     """Readings of what breaches its threshold, or has a state; of what is well if asked.
 
     `facts` of None: of a past that was not recorded. `expected` holds since when a match
-    is looked for that a rule names and that may never have been there.
+    is missed that a rule names: since the rule is there, or the match was there last.
     """
     found = Looked()
     held: dict[str, list[Match]] = defaultdict(list)
@@ -91,7 +100,9 @@ def look(
                 found.troubles[rule.name] = trouble
                 continue
             assert moment is not None
-            known = _of_facts(rule, moment, totals, expected)
+            known = _of_facts(rule, moment, totals)
+            if rule.literal is not None:
+                _fill_in(rule, known, expected, found, now_ms)
             if rule.metric not in SINCE:
                 known.update((match, 0.0) for match in mine if match not in known)
             values = known
@@ -131,7 +142,7 @@ def _changes(
     rule: Rule, totals: Mapping[Match, Sum], before: Before
 ) -> Iterator[tuple[Match, float | None]]:
     if rule.compare == "version":
-        for (*names, version), total in _newest_versions(totals).items():
+        for (*names, version), total in _newest_versions(rule, totals, before).items():
             match = tuple(names)
             earlier = before.version(Subject(rule.name, match), version)
             yield match, None if earlier is None else change_of(rule, total, earlier)
@@ -141,36 +152,53 @@ def _changes(
         yield match, None if earlier is None else change_of(rule, total, earlier)
 
 
-def _newest_versions(totals: Mapping[Match, Sum]) -> dict[Match, Sum]:
-    """Of each match the version that appeared last; its name is the last of a match."""
-    newest: dict[Match, Match] = {}
+def _newest_versions(rule: Rule, totals: Mapping[Match, Sum], before: Before) -> dict[Match, Sum]:
+    """Of each match the version that appeared last; its name is the last of a match.
+
+    Two may run side by side for longer than the sums reach back: then the days before
+    tell which of them is the newer one.
+    """
+    newest: dict[Match, tuple[tuple[int, int], Match]] = {}
     for full, total in totals.items():
-        match = full[:-1]
-        if total.runs and (match not in newest or total.first_ms > totals[newest[match]].first_ms):
-            newest[match] = full
-    return {full: totals[full] for full in newest.values()}
+        match, version = full[:-1], full[-1]
+        if total.runs:
+            known = before.place(Subject(rule.name, match), version)
+            when = (known, total.first_ms)
+            if match not in newest or when > newest[match][0]:
+                newest[match] = (when, full)
+    return {full: totals[full] for _when, full in newest.values()}
 
 
 def _of_facts(
     rule: Rule,
     moment: _Moment,
     totals: Mapping[str, Totals],
-    expected: Mapping[Subject, int],
 ) -> dict[Match, float]:
     match rule.metric:
         case "dropped" | "refused":
             return {(): float(totals[rule.metric].since(moment.now_ms - rule.window))}
         case "degraded":
             return {(): float(len(moment.facts.troubles or ()))}
-    found = dict(moment.of(rule))
-    if rule.literal is not None:
-        match_ = tuple(rule.literal.values())
-        if match_ not in found and rule.metric in SINCE:
-            since_ms = expected.get(Subject(rule.name, match_), moment.now_ms)
-            found[match_] = float(max(moment.now_ms - since_ms, 0))
-        elif match_ not in found:
-            found[match_] = 0.0
-    return found
+    return dict(moment.of(rule))
+
+
+def _fill_in(
+    rule: Rule,
+    known: dict[Match, float],
+    expected: Mapping[Subject, int],
+    found: Looked,
+    now_ms: int,
+) -> None:
+    """Of the one match that a rule names there is always a number."""
+    assert rule.literal is not None
+    match = tuple(rule.literal.values())
+    subject = Subject(rule.name, match)
+    if rule.metric not in SINCE:
+        known.setdefault(match, 0.0)
+    elif match in known:
+        found.last[subject] = now_ms - int(known[match])
+    else:
+        known[match] = float(max(now_ms - expected.get(subject, now_ms), 0))
 
 
 Join = Callable[[float, float], float]

@@ -11,6 +11,7 @@ import msgspec
 from orbit_rpc_schema.alerts import Kind
 from orbit_service.alerts.messages import Message
 
+FILE = "alerts.sqlite"  # beside the state of a node
 MAX_UNWRITTEN = 10_000  # entries that wait for the disk
 MAX_PARCELS = 10_000  # messages that wait to be delivered
 

@@ -170,6 +170,14 @@ def finished(logbook: Logbook, act: Act, now_ms: int, done: bool) -> None:
         tried.done = done and act.when == "resolved"
 
 
+def not_begun(logbook: Logbook, act: Act) -> None:
+    """The act was not performed: it is no try, and the next one still waits for the cool-down."""
+    if logbook.started.pop(act.target, None) is None:
+        return
+    logbook.acts_ms.remove(act.at_ms)
+    logbook.tried[_key(act.alert, act.action)].tries -= 1
+
+
 def interrupted(logbook: Logbook, now_ms: int) -> list[Act]:
     """The acts that were under way when the service was killed; what came of them is not known.
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import time
 from fnmatch import translate
-from functools import cached_property
+from functools import cached_property, lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -24,7 +25,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    StrictBool,
+    StrictInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -52,6 +56,8 @@ MAX_FILE = 4 * 1_048_576  # bytes
 MAX_RULES = 5_000
 MAX_CHANNELS = 50
 MAX_ACTIONS = 10  # of one rule
+MAX_PROBLEMS = 100  # that are told
+MAX_TEXT = 2_000  # characters
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 LOG = "log://"  # the channel that needs nothing: the service's own log
 
@@ -87,9 +93,49 @@ def _name(value: str) -> str:
     return value
 
 
+def _threshold(value: Any) -> float | str:
+    """A number, or the text of a duration; which of them it may be depends on the metric."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a number, or a duration such as 5m for what is measured in time")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
+    if not isfinite(number):
+        raise ValueError("a number that is finite")
+    return number
+
+
+def _text(value: str) -> str:
+    # PostgreSQL takes no zero byte, and a line that is not one is no header of a mail.
+    if len(value) > MAX_TEXT or not value.isprintable():
+        raise ValueError(f"a text of up to {MAX_TEXT} characters, without control characters")
+    return value
+
+
+def _variable(value: str) -> str:
+    # Who writes the address here does not want it in the log.
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) is None:
+        raise ValueError("the name of a variable that holds the URL, and not the URL")
+    return value
+
+
+def _clock_time(value: Any) -> Any:
+    # Numbers would be seconds, and a time with an offset has two time zones.
+    if not isinstance(value, time | str) or re.search(r"[Zz+-]", str(value)):
+        raise ValueError('a time of day such as "22:00"; `timezone` says where')
+    return value
+
+
 Ms = Annotated[int, BeforeValidator(_duration)]
 Pattern = Annotated[str, AfterValidator(_name)]
 Named = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, AfterValidator(_text)]
+Variable = Annotated[str, AfterValidator(_variable)]
+ClockTime = Annotated[time, BeforeValidator(_clock_time)]
+Threshold = Annotated[float | str, BeforeValidator(_threshold)]
 
 
 class _Part(BaseModel):
@@ -102,8 +148,8 @@ class _Part(BaseModel):
 class Quiet(_Part):
     """Hours in which these severities are not sent; what still fires afterwards is."""
 
-    from_: time = Field(alias="from")
-    to: time
+    from_: ClockTime = Field(alias="from")
+    to: ClockTime
     timezone: str = "UTC"
     severities: tuple[Severity, ...] = ("info", "warning")
 
@@ -115,6 +161,8 @@ class Quiet(_Part):
             raise ValueError(
                 f"{self.timezone!r} is no time zone, such as Europe/Berlin or UTC"
             ) from None
+        if self.from_ == self.to:
+            raise ValueError("from and to are the same: leave quiet out, or name some hours")
         return self
 
 
@@ -122,14 +170,21 @@ class Channel(_Part):
     """A way to people: a URL of Apprise, in the file or, better, outside of it."""
 
     url: str | None = Field(None, repr=False)
-    url_env: str | None = None
+    url_env: Variable | None = None
     url_file: Path | None = None
     severities: tuple[Severity, ...] = SEVERITIES
-    resolved: bool = True
+    resolved: StrictBool = True
     repeat_every: Ms = 4 * HOUR_MS  # 0: never
-    max_per_hour: int = Field(30, ge=1, le=10_000)
+    max_per_hour: StrictInt = Field(30, ge=1, le=10_000)
     quiet: Quiet | None = None
     _address: str = PrivateAttr("")
+
+    @field_validator("url_file", mode="before")
+    @classmethod
+    def _is_path(cls, value: Any) -> Any:
+        if not isinstance(value, str) or "://" in value or "\0" in value:
+            raise ValueError("the path of a file that holds the URL, and not the URL")
+        return value
 
     @property
     def address(self) -> str:
@@ -172,16 +227,16 @@ class Action(_Part):
     kind: Literal["command", "webhook", "run-pipeline", "pause", "resume", "restart"]
     on: Literal["firing", "resolved"] = "firing"
     after: Ms = 0  # since it fires
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = Field((), repr=False)
     url: str | None = Field(None, repr=False)
-    url_env: str | None = None
+    url_env: Variable | None = None
     pipeline: Pattern | None = None  # None: the alert's own
     worker: Pattern | None = None  # None: the alert's own
-    input: Any = None
+    input: Any = Field(None, repr=False)
     timeout: Ms = 30 * SECOND_MS
     cooldown: Ms = 10 * MINUTE_MS
-    max_tries: int = Field(3, ge=1, le=100)  # of one firing; then it escalates
-    dry_run: bool | None = None  # None: as [recovery] says
+    max_tries: StrictInt = Field(3, ge=1, le=100)  # of one firing; then it escalates
+    dry_run: StrictBool | None = None  # None: as [recovery] says
     _address: str = PrivateAttr("")
 
     @property
@@ -230,8 +285,8 @@ class Action(_Part):
 class RecoverySettings(_Part):
     """Of all actions together."""
 
-    dry_run: bool = True
-    max_per_hour: int = Field(20, ge=1, le=10_000)
+    dry_run: StrictBool = True
+    max_per_hour: StrictInt = Field(20, ge=1, le=10_000)
 
 
 # ---------------------------------------------------------------- rules
@@ -248,23 +303,25 @@ class Rule(_Part):
     queue: Pattern = "*"
     per: tuple[Dimension, ...] | None = None
     window: Ms = 5 * MINUTE_MS
-    above: float | str | None = None
-    below: float | str | None = None
-    clear: float | str | None = None
+    above: Threshold | None = None
+    below: Threshold | None = None
+    clear: Threshold | None = None
     for_: Ms = Field(0, alias="for")
     keep_firing_for: Ms = 0
-    min_runs: int | None = Field(None, ge=0, le=1_000_000_000)
+    min_runs: StrictInt | None = Field(None, ge=0, le=1_000_000_000)
     compare: Compare | None = None
     severity: Severity = "warning"
-    labels: dict[Named, str] = Field(default_factory=dict, max_length=20)
-    runbook: str | None = None
+    labels: dict[Named, Named] = Field(default_factory=dict, max_length=20)
+    runbook: Text | None = None
     channels: tuple[str, ...] | None = None  # None: all
     actions: tuple[Action, ...] = Field((), max_length=MAX_ACTIONS)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Rule:
         if self.metric not in METRICS:
-            raise ValueError(f"metric {self.metric!r} is not known; there are {', '.join(METRICS)}")
+            raise ValueError(
+                f"metric {self.metric[:50]!r} is not known; there are {', '.join(METRICS)}"
+            )
         if (self.above is None) == (self.below is None):
             raise ValueError("give one of above and below")
         allowed = self.about.dimensions
@@ -280,6 +337,8 @@ class Rule(_Part):
             self.window % (10 * SECOND_MS) or not 10 * SECOND_MS <= self.window <= DAY_MS
         ):
             raise ValueError("window is in whole ten seconds, from 10s to 24h")
+        if self.min_runs and not self.about.guess:
+            raise ValueError(f"{self.metric} is said of any number of runs: leave min_runs out")
         if self.compare is not None and not self.about.guess:
             raise ValueError(f"{self.metric} cannot be compared; error_rate, avg and p95 can")
         if self.compare is not None and self.step is not None:
@@ -330,7 +389,9 @@ class Rule(_Part):
     def _number(self, value: float | str | None) -> float:
         if isinstance(value, str):
             if self.about.unit != "ms" or self.compare is not None:
-                raise ValueError(f"{value!r} is no number; {self.metric} is measured in numbers")
+                raise ValueError(
+                    f"{value[:50]!r} is no number; {self.metric} is measured in numbers"
+                )
             return float(_duration(value))
         assert value is not None
         return float(value)
@@ -363,6 +424,13 @@ class Rule(_Part):
         wanted = {name: self.scope[name] for name in self.dimensions}
         return None if any(is_pattern(p) for p in wanted.values()) else wanted
 
+    def is_about(self, match: tuple[str, ...]) -> bool:
+        """Whether it looks at this; an alert of the rule as it was before may be of others."""
+        return len(match) == len(self.dimensions) and all(
+            matcher(self.scope[name]).match(value) is not None
+            for name, value in zip(self.dimensions, match, strict=True)
+        )
+
     def value_text(self, value: float | None) -> str:
         return number_text(value, self.about.unit, change=self.compare is not None)
 
@@ -389,7 +457,7 @@ class Rule(_Part):
 class RuleFile(_Part):
     """The whole file."""
 
-    page: str | None = None  # where people see the page, for links
+    page: Text | None = None  # where people see the page, for links
     recovery: RecoverySettings = RecoverySettings()
     channels: dict[Named, Channel] = Field(default_factory=dict, max_length=MAX_CHANNELS)
     rules: tuple[Rule, ...] = Field((), max_length=MAX_RULES)
@@ -410,6 +478,7 @@ def is_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
 
 
+@lru_cache(maxsize=10_000)
 def matcher(pattern: str) -> re.Pattern[str]:
     """Of a shell's pattern: *, ? and [ab]."""
     return re.compile(translate(pattern))
@@ -423,13 +492,15 @@ def read_rules(path: Path, environ: Mapping[str, str] = os.environ) -> RuleFile:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        text = raw.decode()
     except OSError as error:
         raise RulesFailed([f"{path} cannot be read: {error.strerror or error}"]) from None
-    except UnicodeDecodeError:
-        raise RulesFailed([f"{path} is not UTF-8: save it as UTF-8"]) from None
     if len(raw) > MAX_FILE:
         raise RulesFailed([f"{path} is larger than {MAX_FILE} bytes"])
+    try:
+        text = raw.decode("utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise RulesFailed([f"{path}:{line}: it is not UTF-8: save it as UTF-8"]) from None
     return parse_rules(text, path, environ)
 
 
@@ -437,25 +508,43 @@ def parse_rules(text: str, path: Path, environ: Mapping[str, str] = os.environ) 
     """The rules in a text that stands at `path`. Raises RulesFailed."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RulesFailed([f"{path}: {error}"]) from None
     except RecursionError:
-        raise RulesFailed([f"{path}: nested too deeply"]) from None
+        raise RulesFailed([f"{path}:1: nested too deeply"]) from None
+    except ValueError as error:  # of numbers with thousands of digits too
+        raise RulesFailed([_not_toml(error, text, path)]) from None
     lines = _Lines(text)
     try:
         rules = RuleFile.model_validate(data)
     except ValidationError as invalid:
+        found = invalid.errors(include_url=False, include_input=False, include_context=False)
         raise RulesFailed(
-            [
-                f"{path}:{lines.of(problem['loc'])}: {_where(problem['loc'], data)}"
-                f"{_plain(problem['msg'], problem['type'])}"
-                for problem in invalid.errors(include_url=False)
-            ]
+            _shortened(
+                [
+                    f"{path}:{lines.of(problem['loc'])}: {_where(problem['loc'], data)}"
+                    f"{_plain(problem['msg'], problem['type'])}"
+                    for problem in found
+                ]
+            )
         ) from None
-    problems = list(_across(rules, path, environ, lines))
+    problems = _across(rules, path, environ, lines)
     if problems:
-        raise RulesFailed(problems)
+        raise RulesFailed(_shortened(problems))
     return rules
+
+
+def _not_toml(error: ValueError, text: str, path: Path) -> str:
+    """What its reader says, with the line in front."""
+    said = str(error)
+    if found := re.search(r" \(at line (\d+), column \d+\)$", said):
+        return f"{path}:{found[1]}: this is not TOML: {said[: found.start()]}"
+    if said.endswith(" (at end of document)"):
+        return f"{path}:{text.count(chr(10)) + 1}: this is not TOML: {said}"
+    return f"{path}:1: this is not TOML: {said.partition(';')[0]}"
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    more = len(problems) - MAX_PROBLEMS
+    return problems if more <= 0 else [*problems[:MAX_PROBLEMS], f"and {more} more problems"]
 
 
 def _across(rules: RuleFile, path: Path, environ: Mapping[str, str], lines: _Lines) -> list[str]:
@@ -467,22 +556,25 @@ def _across(rules: RuleFile, path: Path, environ: Mapping[str, str], lines: _Lin
 
     for name, channel in rules.channels.items():
         if (why := channel.found(environ, path.parent)) is not None:
-            add(("channels", name), f"channel {name}: {why}")
+            add(("channels", name), f"channel {name!r}: {why}")
+    known = ", ".join(rules.channels) or "none"
     seen: set[str] = set()
     for i, rule in enumerate(rules.rules):
         if rule.name in seen:
-            add(("rules", i, "name"), f"rule {rule.name}: two are called so: rename one")
+            add(("rules", i, "name"), f"rule {rule.name!r}: two are called so: rename one")
         seen.add(rule.name)
-        for unknown in set(rule.channels or ()) - rules.channels.keys():
-            known = ", ".join(rules.channels) or "none"
-            add(
-                ("rules", i, "channels"),
-                f"rule {rule.name}: there is no channel {unknown!r}; there are: {known}",
-            )
+        for unknown in rule.channels or ():
+            if "://" in unknown:  # a secret, as likely as not
+                why = "channels are called by their names, and not by addresses"
+            elif unknown not in rules.channels:
+                why = f"there is no channel {unknown[:50]!r}; there are: {known}"
+            else:
+                continue
+            add(("rules", i, "channels"), f"rule {rule.name!r}: {why}")
         for j, action in enumerate(rule.actions):
-            why = action.found(environ) or _target_missing(rule, action)
-            if why is not None:
-                add(("rules", i, "actions", j), f"rule {rule.name}: {why}")
+            missing = action.found(environ) or _target_missing(rule, action)
+            if missing is not None:
+                add(("rules", i, "actions", j), f"rule {rule.name!r}: {missing}")
     return problems
 
 
@@ -506,63 +598,94 @@ def _where(loc: tuple[str | int, ...], data: dict[str, Any]) -> str:
         case ("rules", int(i), *rest):
             try:
                 name = str(data["rules"][i].get("name", f"number {i + 1}"))
-            except (AttributeError, IndexError, KeyError, TypeError):
+            except (AttributeError, KeyError, TypeError):
                 name = f"number {i + 1}"
-            inside = ".".join(str(part) for part in rest)
-            return f"rule {name[:50]!r}: {inside + ': ' if inside else ''}"
+            return f"rule {name[:50]!r}: {_inside(rest)}"
         case ("channels", str(name), *rest):
-            inside = ".".join(str(part) for part in rest)
-            return f"channel {name[:50]!r}: {inside + ': ' if inside else ''}"
+            return f"channel {name[:50]!r}: {_inside(rest)}"
         case _:
-            inside = ".".join(str(part) for part in loc)
-            return f"{inside}: " if inside else ""
+            return _inside(loc)
+
+
+def _inside(loc: Iterable[str | int]) -> str:
+    parts = [str(part)[:50] for part in loc if part != "[key]"]
+    return f"{'.'.join(p if p.isprintable() else repr(p) for p in parts)}: " if parts else ""
 
 
 def _plain(message: str, kind: str) -> str:
-    if kind == "extra_forbidden":
-        return "there is no such setting; see docs/alerts.md"
-    return message.removeprefix("Value error, ")
+    match kind:
+        case "extra_forbidden":
+            return "there is no such setting; see docs/alerts.md"
+        case "missing":
+            return "it is missing, and has to be given"
+        case "tuple_type":
+            return "a list: [...], or a [[table]] in two brackets for each"
+        case "model_type" | "dict_type":
+            return "a table, with settings of its own"
+        case _:
+            return message.removeprefix("Value error, ")
+
+
+# A part of a key: bare, or quoted in one of two ways.
+_PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+_DOTTED = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
+_HEADER = re.compile(rf"\s*\[(\[?)\s*({_DOTTED})\s*\]")
+_ASSIGNED = re.compile(rf"\s*({_DOTTED})\s*=")
+# Comments and strings, in which signs mean nothing.
+_OPAQUE = re.compile(
+    r"""#[^\n]*|\"{3}(?:[^\\]|\\.)*?\"{3,5}|'{3}.*?'{3,5}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""",
+    re.DOTALL,
+)
 
 
 class _Lines:
-    """Where in a text a part of it stands; TOML's reader does not tell."""
+    """Where in a text, which is TOML, a part of it stands; TOML's reader does not tell."""
 
     def __init__(self, text: str) -> None:
-        self._lines = text.splitlines()
+        self._text = text
 
     def of(self, loc: tuple[str | int, ...]) -> int:
         """The number of the line, from 1; of what cannot be found, that of what holds it."""
-        found, header, missing = 0, "", None
-        for place, part in enumerate(loc):
-            if not isinstance(part, str):
-                continue
-            name = f"{header}.{part}" if header else part
-            number = loc[place + 1] if place + 1 < len(loc) else None
-            if isinstance(number, int):
-                at = self._find(rf"\[\[\s*{re.escape(name)}\s*\]\]", found, number)
-            else:
-                at = self._find(rf"\[\s*{re.escape(name)}\s*\]", found, 0)
-            header = name
-            if at is not None:
-                found, missing = at, None
-            else:
-                missing = missing or part
-        key = None if missing is None else self._key(missing, found)
-        return (found if key is None else key) + 1
+        while loc and loc not in self._places:
+            loc = loc[:-1]
+        return self._places.get(loc, 1)
 
-    def _find(self, pattern: str, start: int, skip: int) -> int | None:
-        for at in range(start, len(self._lines)):
-            if re.match(rf"\s*{pattern}", self._lines[at]):
-                if not skip:
-                    return at
-                skip -= 1
-        return None
+    @cached_property
+    def _places(self) -> dict[tuple[str | int, ...], int]:
+        places: dict[tuple[str | int, ...], int] = {}
+        newest: dict[tuple[str | int, ...], int] = {}  # of arrays of tables, the last index
+        signs = _OPAQUE.sub(lambda found: re.sub(r"[^\n]", "_", found[0]), self._text)
+        table: tuple[str | int, ...] = ()
+        depth = 0  # of brackets; within them is no header, and no key with a line of its own
+        lines = zip(self._text.split("\n"), signs.split("\n"), strict=True)
+        for number, (line, bare) in enumerate(lines, 1):
+            here: tuple[str | int, ...] = ()
+            if not depth and (header := _HEADER.match(line)) and bare.lstrip()[:1] == "[":
+                here = table = _entered(newest, _parts(header[2]), bool(header[1]))
+            elif not depth and (assigned := _ASSIGNED.match(line)) and "=" in bare:
+                here = (*table, *_parts(assigned[1]))
+            for length in range(1, len(here) + 1):
+                places.setdefault(here[:length], number)
+            depth += sum(map(bare.count, "[{")) - sum(map(bare.count, "]}"))
+        return places
 
-    def _key(self, key: str, start: int) -> int | None:
-        """In the table that begins at `start`."""
-        for at in range(start, len(self._lines)):
-            if at > start and re.match(r"\s*\[", self._lines[at]):
-                return None
-            if re.match(rf"\s*\"?{re.escape(key)}\"?\s*[=.]", self._lines[at]):
-                return at
-        return None
+
+def _entered(
+    newest: dict[tuple[str | int, ...], int], names: list[str], is_array: bool
+) -> tuple[str | int, ...]:
+    """Where a header leads, with the indices that TOML does not write."""
+    loc: tuple[str | int, ...] = ()
+    for place, name in enumerate(names, 1):
+        loc = (*loc, name)
+        if is_array and place == len(names):
+            newest[loc] = newest.get(loc, -1) + 1
+        if loc in newest:
+            loc = (*loc, newest[loc])
+    return loc
+
+
+def _parts(dotted: str) -> list[str]:
+    return [
+        str(tomllib.loads(f"part = {part}")["part"]) if part[0] in "\"'" else part
+        for part in re.findall(_PART, dotted)
+    ]

@@ -12,28 +12,33 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 from loguru import logger
-from sqlalchemy import Connection, delete, func, inspect, select
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy import Connection, delete, inspect, select, update
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from orbit_service.alerts import tables
 from orbit_service.alerts.records import Entry, LeaseLost, Parcel, StoreFailed, Unwritten
 from orbit_service.core.rollup import DAY_MS
-from orbit_service.history.engines import Database
+from orbit_service.history.engines import Database, Identity
 
-FILE = "alerts.sqlite"
 KEPT_AUDIT_MS = 90 * DAY_MS
 KEPT_AUDIT = 100_000  # entries
 PRUNE_EVERY = 1_000  # entries
 LEASE = "evaluation"
 LEASE_MS = 20_000
-
+HOLDER_NODE = 50  # characters of a node's name; a pod's may have 63
 
 _encode = msgspec.msgpack.Encoder().encode
 _entry = msgspec.msgpack.Decoder(Entry).decode
 _parcel = msgspec.msgpack.Decoder(Parcel).decode
+
+
+def holder_of(node: str) -> str:
+    """Who wants the lease: another at each start, and with room for its name in the table."""
+    return f"{node[:HOLDER_NODE]}/{uuid4().hex[:12]}"
 
 
 class AlertStore:
@@ -46,6 +51,7 @@ class AlertStore:
         self._database = database
         self._holder = holder
         self._made = False
+        self._identity: Identity | None = None
         self._since_prune = PRUNE_EVERY  # the first one soon
 
     def load(self) -> tuple[dict[str, bytes], list[Parcel]]:
@@ -88,7 +94,7 @@ class AlertStore:
     def write(self, unwritten: Unwritten) -> None:
         """All of it or nothing. Raises StoreFailed, LeaseLost."""
         with self._working(), self._database.writing() as connection:
-            self._check_lease(connection)
+            self._renew_lease(connection)
             for name, body in unwritten.documents.items():
                 row = {"name": name, "body": body}
                 insert = self._database.insert(tables.document).values(row)
@@ -138,26 +144,28 @@ class AlertStore:
 
     def _prune(self, connection: Connection) -> None:
         table = tables.audit
-        newest = connection.scalar(select(func.max(table.c.id)))
-        connection.execute(
-            delete(table).where(
-                (table.c.at_ms < time.time_ns() // 1_000_000 - KEPT_AUDIT_MS)
-                | (table.c.id <= (newest or 0) - KEPT_AUDIT)
+        newest = connection.execute(
+            select(table.c.id, table.c.at_ms).order_by(table.c.id.desc()).limit(1)
+        ).one_or_none()
+        if newest is not None:
+            connection.execute(
+                delete(table).where(
+                    (table.c.at_ms < newest.at_ms - KEPT_AUDIT_MS)
+                    | (table.c.id <= newest.id - KEPT_AUDIT)
+                )
             )
-        )
 
-    def _check_lease(self, connection: Connection) -> None:
+    def _renew_lease(self, connection: Connection) -> None:
+        """One that has run out is ours for as long as nobody has taken it. Raises LeaseLost."""
         if self._holder is None:
             return
         table = tables.lease
-        found = connection.execute(
-            select(table).where(table.c.name == LEASE).with_for_update()
-        ).one_or_none()
-        if (
-            found is None
-            or found.holder != self._holder
-            or found.until_ms < self._now_ms(connection)
-        ):
+        renewed = connection.execute(
+            update(table)
+            .where(table.c.name == LEASE, table.c.holder == self._holder)
+            .values(until_ms=self._now_ms(connection) + LEASE_MS)
+        )
+        if not renewed.rowcount:
             raise LeaseLost("another hub evaluates")
 
     def _now_ms(self, connection: Connection) -> int:
@@ -165,14 +173,26 @@ class AlertStore:
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """What the database raises is explained; its tables are made first."""
+        """What the database raises is explained; its tables are made first.
+
+        A file that has gone, or is damaged, is made anew: that is a failure too, so that
+        whoever writes writes everything.
+        """
+        database = self._database
         try:
-            if not self._made or self._database.identity() is None:
+            if not self._made:
                 self._make()
+            elif database.identity() != self._identity:
+                database.forget_connections()
+                self._make()
+                raise StoreFailed("the file was gone, and is made anew")
             yield
         except (SQLAlchemyError, OSError) as error:
             self._made = False
-            self._database.forget_connections()
+            database.forget_connections()
+            if _is_damage(error) and database.path is not None:
+                with suppress(OSError):
+                    _set_aside(database, database.path, error)
             reason = str(getattr(error, "orig", None) or error).strip()
             raise StoreFailed(reason.partition("\n")[0]) from error
 
@@ -188,6 +208,7 @@ class AlertStore:
         else:
             self._make_file()
         self._made = True
+        self._identity = database.identity()
 
     def _make_file(self) -> None:
         database = self._database
@@ -200,10 +221,15 @@ class AlertStore:
             with database.writing() as connection:
                 tables.metadata.create_all(connection)
         except DatabaseError as error:
-            if isinstance(error, OperationalError) or database.path is None:
+            if not _is_damage(error) or database.path is None:
                 raise
             _set_aside(database, database.path, error)
             self._make_file()
+
+
+def _is_damage(error: Exception) -> bool:
+    """What SQLite says of a file that holds something else, or of which a part is gone."""
+    return type(error) is DatabaseError  # what can be got over is of classes beneath it
 
 
 def _set_aside(database: Database, path: Path, why: Exception) -> None:

@@ -231,7 +231,7 @@ class Slide:
         self.window_ms = window_ms
         self.bucket_ms = next(b for b in BUCKETS_MS if window_ms <= b * PARTS)
         self.totals: dict[Match, Sum] = {}
-        self.left_out = 0  # matches for which there was no place
+        self.left_out = 0  # rows of matches for which there was no place
         self.values: dict[tuple[str, int], dict[Match, float | None]] = {}  # until totals change
         self._buckets: dict[int, dict[Match, Part]] = {}
         self._grown: dict[tuple[int, Match], Sum] = {}  # parts of which more came, to be packed
@@ -272,16 +272,20 @@ class Slide:
         for start_ms in [start for start in self._buckets if start < self._oldest_ms]:
             self.values.clear()
             for match, part in self._buckets.pop(start_ms).items():
-                total = self.totals[match]
-                total.take_away(part.unpacked())
-                if not total.runs:
-                    # Nothing is left but what is needed to say zero of it.
-                    fresh = self.totals[match] = Sum()
-                    fresh.retries, fresh.last_ms = total.retries, total.last_ms
-        for match in [m for m, t in self.totals.items() if t.last_ms < end_ms - KNOWN_MS]:
-            if not self.totals[match].runs:
+                self.totals[match].take_away(part.unpacked())
+        # Of what is forgotten nothing may be left to be taken away.
+        known_from_ms = min(end_ms - KNOWN_MS, self._oldest_ms)
+        for match in [m for m, t in self.totals.items() if t.last_ms < known_from_ms]:
+            self.values.clear()
+            del self.totals[match]
+
+    def remember(self, before: Slide) -> None:
+        """Know of what has not run for longer than the window, as the one before did."""
+        for match, total in before.totals.items():
+            if match not in self.totals and len(self.totals) < MAX_MATCHES:
+                known = self.totals[match] = Sum()
+                known.first_ms, known.last_ms = total.first_ms, total.last_ms
                 self.values.clear()
-                del self.totals[match]
 
     def shift(self, by_ms: int) -> None:
         """The clock was set: what lies some minutes back lies some minutes back."""
@@ -323,6 +327,12 @@ class Sums:
         self.end_ms = end_ms
         for slide in self.slides.values():
             slide.advance(end_ms)
+
+    def remember(self, before: Sums) -> None:
+        """Know whom these knew, where nothing of them was added."""
+        for signal, slide in self.slides.items():
+            if (known := before.slides.get(signal)) is not None:
+                slide.remember(known)
 
     def shift(self, by_ms: int) -> None:
         for slide in self.slides.values():

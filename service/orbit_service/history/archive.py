@@ -88,7 +88,8 @@ class Archive:
             if changed or number > own.number:
                 return None
             for start_ms, key, stats in own.after(number):
-                total.add(start_ms, self._node, key, stats)
+                # What is to be published yet is not whoever's it is given to.
+                total.add(start_ms, self._node, key, stats.copy())
             return answer(total)
 
         async with self._place() as place:

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 15.0  # Apprise's four are too few: what comes later is sent a second time
 LOUDNESS = {"info": "INFO", "success": "INFO", "warning": "WARNING", "failure": "ERROR"}
-# One message is enough of these, and there is not much room: docs.slack.dev/reference/block-kit
-SLACK_ROOM = 3_000
+SLACK_ROOM = 3_000  # characters; docs.slack.dev/reference/block-kit/blocks/section-block
 # As Apprise calls what mentions nobody, where a name is to stay as it is.
 QUIET = ("mailto", "json", "form", "xml")
 
@@ -45,7 +44,7 @@ class Courier(Protocol):
 
 
 class AppriseCourier:
-    """Sends by Apprise, which is imported at the first message: 0.3 s and 36 MiB."""
+    """Sends by Apprise, which is imported late: 0.2 s, and 16 MiB beside the rest of us."""
 
     def send(self, address: str, message: Message) -> None:
         if _scheme(address) == _scheme(LOG):
@@ -72,7 +71,7 @@ def check(address: str) -> str | None:
         try:
             service = _service(address)
         except Exception as error:  # noqa: BLE001  # it quotes the address
-            return f"Apprise cannot read it: {type(error).__name__}"
+            return f"it cannot be read ({type(error).__name__})"
     return _unusable(address) if service is None else None
 
 
@@ -92,7 +91,8 @@ def _service(address: str) -> NotifyBase | None:
     from apprise import Apprise, AppriseAsset
 
     # It would keep a folder of its own. Icons are not ours, and are read from its makers'.
-    asset = AppriseAsset(storage_mode="memory", image_path_mask=False)
+    asset = AppriseAsset(storage_mode="memory", image_path_mask=False, service_timeout=0)
+    asset.async_mode = False  # it and a timeout of its own would have threads of its own
     asset.image_url_mask = asset.image_url_logo = ""
     asset.app_id = asset.app_desc = "Orbit Metrics"
     asset.app_url = ""
@@ -115,7 +115,7 @@ def _webhook(address: str, asset: AppriseAsset) -> NotifyBase | None:
     from apprise.plugins.custom_json import NotifyJSON
 
     parts = urlsplit(address)
-    if not parts.hostname:
+    if not parts.hostname or parts.port == 0:  # which raises for what is no number
         return None
     make: Any = NotifyJSON  # it has no types
     service: NotifyBase = make(
@@ -131,13 +131,13 @@ def _webhook(address: str, asset: AppriseAsset) -> NotifyBase | None:
 
 
 def _send(service: NotifyBase, message: Message) -> bool:
-    from apprise import NotifyFormat, NotifyType, OverflowMode
+    from apprise import Apprise, NotifyFormat, NotifyType, OverflowMode
     from apprise.plugins.custom_json import NotifyJSON
     from apprise.plugins.slack import NotifySlack
 
     kind = NotifyType(render.level(message))
     made: Any = service
-    if "headers" in service.template_kwargs:  # of a mail, or of a call
+    if isinstance(getattr(service, "headers", None), dict):  # of a mail, or of a call
         made.headers["X-Orbit-Key"] = _in_header(message.key)
     if isinstance(service, NotifySlack):
         body = render.text(message, render.MRKDWN, SLACK_ROOM, titled=render.TITLE_ROOM)
@@ -159,17 +159,18 @@ def _send(service: NotifyBase, message: Message) -> bool:
     title_room = min(service.title_maxlen or render.TITLE_ROOM, render.TITLE_ROOM)
     title = render.title(message, style, title_room)
     room = service.body_maxlen - (0 if service.title_maxlen else len(title) + 2)
+    body = render.text(
+        message, style, min(room, render.BODY_ROOM), titled=0 if quiet else title_room
+    )
+    service.overflow_mode = OverflowMode.TRUNCATE  # of what is longer once it is escaped
+    service.optional = False  # a receiver that is away is a failure, whatever the address says
+    # Said to be plain, a text is escaped where a service takes HTML or Markdown; by all of
+    # Apprise, for service.notify() alone leaves some as they are. One service is called in
+    # this thread.
+    apprise = Apprise(asset=service.asset)
+    apprise.add(service)
     return bool(
-        service.notify(
-            title=title,
-            body=render.text(
-                message, style, min(room, render.BODY_ROOM), titled=0 if quiet else title_room
-            ),
-            notify_type=kind,
-            # Said to be plain, it is escaped by Apprise where a service takes HTML or Markdown.
-            body_format=NotifyFormat.TEXT,
-            overflow=OverflowMode.TRUNCATE,  # what is longer once it is escaped
-        )
+        apprise.notify(title=title, body=body, notify_type=kind, body_format=NotifyFormat.TEXT)
     )
 
 

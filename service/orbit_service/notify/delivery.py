@@ -164,7 +164,8 @@ class Delivery:
         return True
 
     async def _failed(self, line: _Line, parcel: Parcel, why: str) -> bool:
-        now_ms, wait_ms = self._clock(), retry_in_ms(parcel.tries + 1)
+        tries = parcel.tries + 1
+        now_ms, wait_ms = self._clock(), retry_in_ms(tries)
         line.tally.failed += 1
         if line.tally.trouble is None:
             logger.warning("a message did not reach the channel {}: {}", line.name, why)
@@ -175,7 +176,7 @@ class Delivery:
             await self._outbox.gave_up(parcel, why, now_ms)
         else:
             await self._outbox.failed(parcel, why, now_ms + wait_ms)
-        if parcel.tries >= TRIES_ALONE and line.out is None:
+        if tries > TRIES_ALONE and line.out is None:
             return True
         line.paused_until = monotonic() + wait_ms / 1000
         return False

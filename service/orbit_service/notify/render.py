@@ -20,6 +20,7 @@ from unicodedata import category
 
 from orbit_service.alerts.messages import Item, Message
 from orbit_service.alerts.metrics import time_text
+from orbit_service.core.rollup import SECOND_MS
 
 TITLE_ROOM = 150  # characters; as much as Slack's header and a list of mails show
 BODY_ROOM = 10_000  # half of which nobody reads
@@ -46,11 +47,21 @@ class Style:
 
 def _without_mentions(text: str) -> str:
     """@everyone, @here and their like wake everybody; an address of mail stays as it is."""
-    return re.sub(r"(?<![\w.])@(?=\w)", f"@{_NO_WIDTH}", text)
+    return re.sub(r"(?<![\w.])@(?=[\w&!])", f"@{_NO_WIDTH}", text)
+
+
+def _without_markup(text: str) -> str:
+    """As plain in a chat that reads its own markup in plain text, as Mattermost and Discord do.
+
+    [bank](https://evil.example) shows no link to where it does not say, and <users/all>
+    is nobody.
+    """
+    broken = re.sub(r"\](?=[(\[])|<(?=\S)", rf"\g<0>{_NO_WIDTH}", text)
+    return _without_mentions(broken)
 
 
 PLAIN = Style(lambda text: text)
-CHAT = Style(_without_mentions)
+CHAT = Style(_without_markup)
 # docs.slack.dev/messaging/formatting-message-text: what these three characters make, such
 # as <!channel>, <@U1> and <url|text>, is more than looks.
 MRKDWN = Style(lambda text: _without_mentions(escape(text, quote=False)), "*{}*")
@@ -137,13 +148,15 @@ def log_lines(message: Message) -> list[tuple[Level, str]]:
 
 
 def payload(message: Message) -> dict[str, Any]:
-    """For programs: everything, as it came, in values of JSON; times in epoch milliseconds."""
+    """For programs: everything, as it came, in values of JSON; times in epoch milliseconds.
+
+    But for the title, which has its place in what Apprise posts.
+    """
     return {
         "key": _data(message.key),
         "at": message.at_ms,
         "node": _data(message.node),
         "test": message.test,
-        "title": title(message),
         "text": text(message),
         "alerts": [_alert(item) for item in message.items],
         "more": message.more,
@@ -163,7 +176,6 @@ def _alert(item: Item) -> dict[str, Any]:
         "since": item.since_ms,
         "firedAt": item.fired_ms,
         "at": item.at_ms,
-        "reason": _data(item.reason),
         "error": (
             {"type": _data(item.error_type), "message": _data(item.error)} if has_error else None
         ),
@@ -192,15 +204,15 @@ def _block(item: Item, style: Style) -> str:
     labels = ", ".join(
         f"{said(name, NAME_ROOM)}: {said(value, NAME_ROOM)}" for name, value in item.labels.items()
     )
-    lasted = time_text(max(item.at_ms - item.since_ms, 0))
+    lasted_ms = max(item.at_ms - item.since_ms, 0)
     lines = [style.strong.format(_headline(item, style)), f"Rule: {said(item.rule, NAME_ROOM)}"]
     if labels:
         lines.append(labels)
     if item.saying == "resolved":
-        why = f" ({said(item.reason, NAME_ROOM)})" if item.reason else ""
-        lines.append(f"Over at {_moment(item.at_ms)}, after {lasted}{why}")
+        lines.append(f"Over at {_moment(item.at_ms)}, after {time_text(lasted_ms)}")
     else:
-        lines.append(f"Since {_moment(item.since_ms)}, for {lasted}")
+        lasted = f", for {time_text(lasted_ms)}" if lasted_ms >= SECOND_MS else ""
+        lines.append(f"Since {_moment(item.since_ms)}{lasted}")
     if item.error_type or item.error:
         error = ": ".join(part for part in (item.error_type, item.error) if part)
         lines.append(f"Newest error: {said(error, SENTENCE_ROOM)}")

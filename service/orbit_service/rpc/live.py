@@ -260,15 +260,13 @@ class Live:
         update = WorkerUpdate(subscription=subject.name, metrics=metrics, window=subject.window)
         await subject.tell(UPDATE, update, 1)
 
-    async def alerts_changed(
-        self, alerts: Sequence[Alert], changes: Sequence[AuditEntry], missed: int = 0
-    ) -> None:
+    async def alerts_changed(self, alerts: Sequence[Alert], changes: Sequence[AuditEntry]) -> None:
         """Tell of what fires now, and of what has changed, newest first."""
         for subject in list(self._alerts.values()):
             told = AlertsChanged(
                 subscription=subject.name, alerts=list(alerts), changes=list(changes)
             )
-            await subject.tell(ALERTS, told, 1, missed)
+            await subject.tell(ALERTS, told, 1)
 
     def closed(self, windows: Mapping[int, Window]) -> None:
         """Windows have closed; what comes late for one closes it once more, with that alone."""

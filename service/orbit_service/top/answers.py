@@ -40,6 +40,7 @@ class Answers:
     balance: list[Json] | Unanswered
     pipelines: list[Json] | Unanswered
     failures: list[Json] | Unanswered
+    alerts: list[Json] | Unanswered  # what fires, the worst first
     at: float = 0.0
     trouble: str | None = None
 
@@ -75,7 +76,9 @@ class Questions:
             ),
             "pipelines": pipelines,
             "balance": _Question("fleet.balance", balance, "workers"),
+            "alerts": _Question("alerts.list", {"phase": "firing"}, "alerts"),
         }
+        self._selection = selection
         self._worker = worker
 
     def ask(self) -> Answers:
@@ -104,8 +107,15 @@ class Questions:
         question.due = answered + REST * (answered - asked)
 
     def _selected(self, answered: dict[str, Any]) -> dict[str, Any]:
-        """Without the pipelines and workers that were not asked for."""
+        """Without the pipelines, workers and alerts that were not asked for."""
         workers, pipelines, balance = (answered[n] for n in ("workers", "pipelines", "balance"))
+        alerts = answered["alerts"]
+        if isinstance(alerts, list):  # those that are about another one are not of interest
+            alerts = [
+                alert
+                for alert in alerts
+                if all(alert["labels"].get(of, it) == it for of, it in self._selection.items())
+            ]
         if self._pipeline is not None:
             if isinstance(pipelines, list):
                 pipelines = [row for row in pipelines if row["name"] == self._pipeline]
@@ -114,4 +124,4 @@ class Questions:
                 workers = [row for row in workers if row["name"] in having]
         if self._worker is not None and isinstance(workers, list):
             workers = [row for row in workers if row["name"] == self._worker]
-        return {**answered, "workers": workers, "pipelines": pipelines}
+        return {**answered, "workers": workers, "pipelines": pipelines, "alerts": alerts}

@@ -21,6 +21,7 @@ from orbit_service.top.answers import Answers, Unanswered
 from orbit_service.top.state import LARGEST_FIRST, PANES, Pane, Sort, State
 
 STYLES = {"healthy": "green", "warning": "yellow", "error": "bold red"}
+SEVERITIES = {"info": "cyan", "warning": "yellow", "critical": "bold red"}
 ELLIPSIS = "…"
 GAP = 2  # columns between two columns
 LEAST_SENTENCE = 20  # cells; with less, it has the line to itself
@@ -133,10 +134,11 @@ def _head(
     roomy = height is None or height >= 16
     sentence, style = _sentence(answers, silent)
     totals = _flowed(list(_totals(answers.metrics)), width, most=3 if roomy else 1)
+    lines = [*_fires(answers, width), *totals]
     if silent is not None:
-        for line in totals:
+        for line in lines:
             line.stylize("dim")
-    return [*_first(sentence, style, answers, state, width, roomy), *totals]
+    return [*_first(sentence, style, answers, state, width, roomy), *lines]
 
 
 def _sentence(answers: Answers, silent: float | None) -> tuple[str, str]:
@@ -170,6 +172,24 @@ def _first(
     yield line
     if rest:
         yield Text(cut(rest, width), style)
+
+
+def _fires(answers: Answers, width: int) -> Iterator[Text]:
+    """How many alerts fire, and the worst of them that nobody has silenced; nothing if none."""
+    if isinstance(answers.alerts, Unanswered) or not answers.alerts:
+        return
+    alerts = answers.alerts
+    heard = [alert for alert in alerts if not alert["silencedBy"]]
+    silenced = len(alerts) - len(heard)
+    number = f"{len(alerts):,} {'alert fires' if len(alerts) == 1 else 'alerts fire'}"
+    aside = f" ({silenced:,} silenced)" if silenced else ""
+    if not heard:
+        yield Text(cut(number + aside, width), "dim")
+        return
+    worst = heard[0]
+    age = span(answers.metrics["timestamp"] - (worst["firedAt"] or worst["since"]))
+    said = f"{number}{aside}: {worst['severity']} for {age}: {plain(worst['summary'])}"
+    yield Text(cut(said, width), SEVERITIES.get(worst["severity"], ""))
 
 
 def _totals(m: Json) -> Iterator[tuple[int, Text]]:

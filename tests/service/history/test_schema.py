@@ -17,6 +17,7 @@ from sqlalchemy import insert
 from builders import MINUTE, MS, T0
 from databases import Postgres
 from histories import ANY, SEND, Place, a_publication, runs
+from orbit_service.alerts.tables import metadata as alert_tables
 from orbit_service.core.histogram import Histogram
 from orbit_service.history import engines, schema
 from orbit_service.history.engines import Database, NoHistoryUrl, checked_url
@@ -57,7 +58,9 @@ def empty_url(postgres: Postgres) -> Iterator[str]:
 
 def differences(database: Database) -> list[object]:
     with database.reading() as connection:
-        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+        # In PostgreSQL hubs keep their alerts beside the history.
+        known = [metadata, alert_tables] if database.shared else [metadata]
+        return list(compare_metadata(MigrationContext.configure(connection), known))
 
 
 def migrate_to(revision: str, database: Database) -> None:

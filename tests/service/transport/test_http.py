@@ -19,6 +19,8 @@ from conftest import RunningService
 from orbit_rpc_schema.messages import WRITING
 from orbit_rpc_schema.openrpc import document
 from orbit_rpc_schema.wire import MAX_LINE
+from orbit_service.alerting.answers import make_alert_handlers
+from orbit_service.alerting.runner import Alerting
 from orbit_service.core.collector import Collector
 from orbit_service.core.health import health
 from orbit_service.exported import Exported
@@ -46,6 +48,7 @@ def serve(aiohttp_client):
         collector = Collector("box")
         intake = Intake(collector)
         past = Archived(Settings(), intake, lambda: T0)
+        alerting = Alerting(None, "box", None, past.archive, (), lambda: None)
         handlers = make_handlers(
             collector,
             lambda: T0,
@@ -54,6 +57,7 @@ def serve(aiohttp_client):
             health=lambda: health(collector, 1, T0),
             past=past.answers,
             fleet=past.fleet,
+            alerts=make_alert_handlers(alerting),
         )
         app = make_app(
             Dispatcher(handlers),
@@ -61,7 +65,9 @@ def serve(aiohttp_client):
             ready=lambda: ready,
             health=lambda: health(collector, 1, T0),
             live=Live(handlers["worker.metrics"], lambda: T0, collector),
-            scraper=None if hub else Exported(Settings(), intake, past, lambda: T0).scraper,
+            scraper=None
+            if hub
+            else Exported(Settings(), intake, past, alerting, lambda: T0).scraper,
         )
         client = await aiohttp_client(app)
         client.faults = faults

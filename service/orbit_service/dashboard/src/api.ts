@@ -1,5 +1,5 @@
 /**
- * What the service answers, as rpc_schema/orbit_rpc_schema/procedures.py types it.
+ * What the service answers, as procedures.py and alerts.py in rpc_schema/orbit_rpc_schema type it.
  * Times are epoch milliseconds, durations milliseconds, rates percent.
  */
 
@@ -275,6 +275,120 @@ export interface ServiceLedger {
   sessions: SessionLedger[];
 }
 
+export type Severity = "info" | "warning" | "critical";
+
+export interface Recovery {
+  action: string;
+  outcome: string;
+  at: number;
+  text: string;
+}
+
+export interface Alert {
+  id: string;
+  rule: string;
+  severity: Severity;
+  phase: "pending" | "firing";
+  labels: Record<string, string>;
+  summary: string;
+  valueText: string;
+  thresholdText: string;
+  since: number;
+  firedAt: number | null;
+  clearing: boolean;
+  silencedBy: string[];
+  acknowledged: { who: string; note: string; at: number } | null;
+  lastNotified: number | null;
+  recovery: Recovery[];
+  error: { type: string; message: string; at: number } | null;
+  runbook: string | null;
+}
+
+export interface Silence {
+  id: string;
+  matchers: Record<string, string>;
+  from: number;
+  until: number;
+  reason: string;
+  who: string;
+}
+
+export interface AlertList {
+  alerts: Alert[];
+  silences: Silence[];
+  evaluatedAt: number | null;
+  evaluates: boolean;
+  trouble: string | null;
+}
+
+export interface RuleView {
+  name: string;
+  condition: string;
+  scope: Record<string, string>;
+  severity: Severity;
+  channels: string[];
+  actions: string[];
+  runbook: string | null;
+  matches: number;
+  pending: number;
+  firing: number;
+  trouble: string | null;
+}
+
+export interface ChannelView {
+  name: string;
+  kind: string;
+  severities: Severity[];
+  sent: number;
+  failed: number;
+  givenUp: number;
+  heldBack: number;
+  waiting: number;
+  trouble: string | null;
+}
+
+export interface RuleList {
+  rules: RuleView[];
+  channels: ChannelView[];
+  file: string | null;
+  loadedAt: number | null;
+  dryRun: boolean;
+}
+
+export const AUDIT_KINDS = [
+  "pending",
+  "firing",
+  "resolved",
+  "calmed",
+  "silenced",
+  "unsilenced",
+  "acknowledged",
+  "notified",
+  "held back",
+  "undelivered",
+  "action",
+  "escalated",
+  "reloaded",
+] as const;
+
+export type AuditKind = (typeof AUDIT_KINDS)[number];
+
+export interface AuditEntry {
+  id: number;
+  at: number;
+  kind: AuditKind;
+  rule: string | null;
+  alert: string | null;
+  labels: Record<string, string>;
+  text: string;
+  who: string | null;
+}
+
+export interface AuditLog {
+  entries: AuditEntry[];
+  more: boolean;
+}
+
 /** What the page shows of it. */
 export interface ServiceInfo {
   version: string;
@@ -294,6 +408,13 @@ export interface WorkerUpdate {
 export interface RunsEnded {
   subscription: string;
   runs: RunView[];
+  missed?: number;
+}
+
+export interface AlertsChanged {
+  subscription: string;
+  alerts: Alert[];
+  changes: AuditEntry[];
   missed?: number;
 }
 
@@ -329,6 +450,15 @@ export interface Procedures {
   "fleet.balance": [Range & { pipeline?: string }, FleetBalance];
   "service.info": [Nothing, ServiceInfo];
   "service.ledger": [{ worker?: string; limit?: number }, ServiceLedger];
+  "alerts.list": [{ phase?: "pending" | "firing" }, AlertList];
+  "alerts.rules": [Nothing, RuleList];
+  "alerts.history": [Range & { alert?: string; kind?: AuditKind; limit?: number }, AuditLog];
+  "alerts.silence": [
+    { matchers: Record<string, string>; duration: string; reason: string; who: string },
+    Silence,
+  ];
+  "alerts.unsilence": [{ id: string; who: string }, { ok: true }];
+  "alerts.acknowledge": [{ alert: string; who: string; note: string }, { ok: true }];
   "runs.create": [{ pipeline: string; input?: unknown }, { id: string }];
 }
 
@@ -336,4 +466,5 @@ export interface Procedures {
 export interface Subscriptions {
   "worker.subscribe": [Selection & { interval?: number }, WorkerUpdate];
   "runs.subscribe": [Selection & { status?: "success" | "failed" }, RunsEnded];
+  "alerts.subscribe": [Nothing, AlertsChanged];
 }

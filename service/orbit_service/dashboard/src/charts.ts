@@ -5,6 +5,7 @@ import "uplot/dist/uPlot.min.css";
 import type { Point } from "./api";
 import { h, svg, fill } from "./dom";
 import { clock, compact, count, day, duration, exact } from "./format";
+import { during, type Mark, sayMarks } from "./marks";
 
 interface Line {
   label: string;
@@ -78,7 +79,7 @@ const BRIDGED = 4; // steps without a run, over which a line still goes on
 
 export interface Chart {
   element: HTMLElement;
-  show: (points: Point[], step: number) => void;
+  show: (points: Point[], step: number, marks: Mark[]) => void;
   stop: () => void;
 }
 
@@ -89,6 +90,7 @@ export function chart(kind: Kind): Chart {
   const head = h("figcaption", {}, h("h2", {}, kind.title), legend);
   const element = h("figure", { class: "panel chart" }, head, box, said);
   let points: Point[] = [];
+  let marks: Mark[] = [];
   let step = 0;
   let plot: uPlot | null = null;
 
@@ -108,15 +110,25 @@ export function chart(kind: Kind): Chart {
           h("b", { class: "num" }, values[i] == null ? "–" : kind.format(values[i])),
         ),
       ),
+      marks.length > 0 &&
+        h("span", {}, markKey(), " Alerts ", h("b", { class: "name" }, fired(point))),
       h("span", { class: "num of", title: point && exact(point.at) }, of),
     );
+  };
+
+  /** How many fired in all, or which did where one points. */
+  const fired = (point: Point | undefined): string => {
+    if (!point) return count(marks.length);
+    const rules = during(marks, point.at, point.at + step).map(({ rule }) => rule);
+    return [...new Set(rules)].join(", ") || "–";
   };
 
   const draw = (): void => {
     plot?.destroy();
     plot = null;
     if (!points.length || !box.clientWidth) return;
-    plot = new uPlot(options(kind, box.clientWidth, step, tell), data(kind, points), box);
+    const looks = options(kind, box.clientWidth, step, tell, () => marks);
+    plot = new uPlot(looks, data(kind, points), box);
     tell(null);
   };
 
@@ -130,10 +142,11 @@ export function chart(kind: Kind): Chart {
 
   return {
     element,
-    show(fresh, length) {
+    show(fresh, length, firings) {
       points = fresh;
       step = length;
-      said.textContent = kind.say(points);
+      marks = firings;
+      said.textContent = `${kind.say(points)} ${sayMarks(marks)}`;
       if (plot) {
         plot.setData(data(kind, points));
         tell(plot.cursor.idx ?? null);
@@ -157,6 +170,44 @@ function key(line: Line): SVGElement {
   return svg("svg", { width: 18, height: 8, class: "key" }, svg("path", { d: "M0 4H18", style }));
 }
 
+const markKey = (): SVGElement =>
+  svg(
+    "svg",
+    { width: 12, height: 10, class: "mark-key" },
+    svg("path", { d: "M1 0h11v10H1z" }),
+    svg("path", { d: "M1 0V10", class: "begin" }),
+  );
+
+/** Behind the lines: from when to when alerts fired, with a head at the beginning. */
+function paint(plot: uPlot, marks: Mark[]): void {
+  const { ctx, bbox } = plot;
+  const [left, right] = [bbox.left, bbox.left + bbox.width];
+  const head = 4 * devicePixelRatio;
+  const x = (ms: number): number =>
+    Math.min(Math.max(plot.valToPos(ms / 1000, "x", true), left), right);
+  ctx.save();
+  ctx.fillStyle = ctx.strokeStyle = colour("--error");
+  ctx.lineWidth = devicePixelRatio;
+  ctx.setLineDash([]); // a series may have left its own
+  for (const { from, until } of marks) {
+    const [begin, end] = [x(from ?? Number.NEGATIVE_INFINITY), x(until ?? Date.now())];
+    ctx.globalAlpha = 0.13;
+    ctx.fillRect(begin, bbox.top, end - begin, bbox.height);
+    if (begin === left || begin === right) continue; // it began before, or after what is drawn
+    ctx.globalAlpha = 0.9;
+    ctx.beginPath();
+    ctx.moveTo(begin, bbox.top);
+    ctx.lineTo(begin, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.beginPath();
+    ctx.moveTo(begin - head, bbox.top);
+    ctx.lineTo(begin + head, bbox.top);
+    ctx.lineTo(begin, bbox.top + 1.5 * head);
+    ctx.fill();
+  }
+  ctx.restore();
+}
+
 function data(kind: Kind, points: Point[]): uPlot.AlignedData {
   return [points.map((point) => point.at / 1000), ...kind.lines.map((line) => points.map(line.of))];
 }
@@ -170,6 +221,7 @@ function options(
   width: number,
   step: number,
   tell: (index: number | null) => void,
+  marks: () => Mark[],
 ): uPlot.Options {
   const font = "11px system-ui, sans-serif";
   const axis = { stroke: colour("--muted"), font, ticks: { show: false } };
@@ -215,7 +267,10 @@ function options(
         points: kind.bars ? { show: false } : { size: 4 },
       })),
     ],
-    hooks: { setCursor: [(plot) => tell(plot.cursor.idx ?? null)] },
+    hooks: {
+      drawClear: [(plot) => paint(plot, marks())],
+      setCursor: [(plot) => tell(plot.cursor.idx ?? null)],
+    },
   };
 }
 

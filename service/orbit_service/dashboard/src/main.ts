@@ -1,14 +1,16 @@
 /** The frame: navigation, the view of the address, and what stands over all views. */
 
 import "./style.css";
+import { badge } from "./alerts";
 import { runNow } from "./create";
 import { type Child, fill, h, svg } from "./dom";
 import { clock, tick } from "./format";
 import type { View } from "./parts";
 import { link, route } from "./router";
 import { call, type Connection, onTokenWanted, setToken, stream } from "./rpc";
-import { follow, forgetInfo, serviceInfo } from "./store";
+import { alerts, follow, forgetInfo, serviceInfo } from "./store";
 import { nextTheme, theme, themeName } from "./theme";
+import { alertsView } from "./views/alerts";
 import { overview } from "./views/overview";
 import { pipeline } from "./views/pipeline";
 import { pipelines } from "./views/pipelines";
@@ -21,6 +23,7 @@ const PLACES: [string[], string][] = [
   [["pipelines"], "Pipelines"],
   [["workers"], "Workers"],
   [["runs"], "Runs"],
+  [["alerts"], "Alerts"],
 ];
 
 const navigation = h("nav", { "aria-label": "Views" });
@@ -41,6 +44,7 @@ function viewOf(): View {
   if (place === "pipelines") return name ? pipeline(name, query) : pipelines(query);
   if (place === "workers") return workers(query);
   if (place === "runs") return name ? run(name, query) : runs(query);
+  if (place === "alerts") return alertsView(name, query);
   return overview(query);
 }
 
@@ -86,7 +90,12 @@ function navigate(): void {
   fill(
     navigation,
     PLACES.map(([path, name]) =>
-      h("a", { href: link(path), "aria-current": path[0] === place && "page" }, name),
+      h(
+        "a",
+        { href: link(path), "aria-current": path[0] === place && "page" },
+        name,
+        path[0] === "alerts" && [" ", badge(alerts.newest ?? [])],
+      ),
     ),
   );
 }
@@ -282,6 +291,7 @@ function begin(): void {
     if (stream.now.state === "lost") showConnection(stream.now);
   }, 1_000);
   follow();
+  alerts.hear(navigate);
   open();
   // Where a token is wanted, it is asked for before the stream is tried.
   void call("worker.health", {}).then(

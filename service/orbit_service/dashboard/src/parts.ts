@@ -121,10 +121,11 @@ const SHAPES: Record<string, string> = {
   error: "M4 4l8 8M12 4l-8 8",
   run: "M8 3v5l3 2",
   idle: "M4 8h8",
+  info: "M8 7.2v5M8 4v.4",
 };
 
 /** A sign that tells by its shape too, for whoever cannot tell the colours. */
-export function sign(kind: "ok" | "warn" | "error" | "run" | "idle"): SVGElement {
+export function sign(kind: "ok" | "warn" | "error" | "run" | "idle" | "info"): SVGElement {
   return svg(
     "svg",
     { class: `sign ${kind}`, viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true" },

@@ -1,35 +1,57 @@
 /** What all views see: the totals as they move, and what the service says of itself. */
 
-import type { Metrics, ServiceInfo } from "./api";
+import type { Alert, AlertList, Metrics, ServiceInfo } from "./api";
 import { attempt, call, RpcError, stream } from "./rpc";
 
-type Listener = (metrics: Metrics) => void;
+/** The newest of something, for all who want to know it. */
+class News<T> {
+  newest: T | undefined;
+  private listeners: ((news: T) => void)[] = [];
 
-let newest: Metrics | null = null;
-let listeners: Listener[] = [];
+  tell(news: T): void {
+    this.newest = news;
+    for (const listener of this.listeners) listener(news);
+  }
+
+  /** Hear of it, now and whenever it comes, until what is returned is called. */
+  hear(listener: (news: T) => void): () => void {
+    this.listeners.push(listener);
+    if (this.newest !== undefined) listener(this.newest);
+    return () => {
+      this.listeners = this.listeners.filter((other) => other !== listener);
+    };
+  }
+}
+
+/** The totals. */
+export const metrics = new News<Metrics>();
+/** What is pending or fires. */
+export const alerts = new News<Alert[]>();
 let info: ServiceInfo | null | undefined;
 
-function tell(metrics: Metrics): void {
-  newest = metrics;
-  for (const listener of listeners) listener(metrics);
-}
-
-/** Hear of the totals, now and whenever they come, until what is returned is called. */
-export function onMetrics(listener: Listener): () => void {
-  listeners.push(listener);
-  if (newest) listener(newest);
-  return () => {
-    listeners = listeners.filter((other) => other !== listener);
-  };
-}
-
 export async function askMetrics(): Promise<void> {
-  tell(await call("worker.metrics", {}));
+  metrics.tell(await call("worker.metrics", {}));
+}
+
+export async function askAlerts(): Promise<AlertList | RpcError> {
+  const list = await attempt("alerts.list", {});
+  if (!(list instanceof RpcError)) alerts.tell(list.alerts);
+  return list;
 }
 
 export function follow(): void {
-  const poll = (): void => void askMetrics().catch(() => {});
-  stream.subscribe("worker.subscribe", { interval: 1_000 }, (news) => tell(news.metrics), poll);
+  const quietly = (asked: Promise<unknown>): void => void asked.catch(() => {});
+  stream.subscribe(
+    "worker.subscribe",
+    { interval: 1_000 },
+    (news) => metrics.tell(news.metrics),
+    () => quietly(askMetrics()),
+  );
+  const ask = (): void => quietly(askAlerts());
+  stream.subscribe("alerts.subscribe", {}, (news) => alerts.tell(news.alerts), ask);
+  // What came about before one listened, or meanwhile, is told to nobody.
+  stream.onChange((now) => now.state === "live" && ask());
+  ask();
 }
 
 /** service.info; null on a hub, which answers for many. */

@@ -11,25 +11,28 @@ import type {
   RunView,
   Stats,
 } from "../api";
+import { worstAlerts } from "../alerts";
 import { chart, RUNS, TIMES } from "../charts";
 import { type Child, fill, h } from "../dom";
 import { ago, at, count, duration, percent, perHour, plural, since } from "../format";
+import { askMarks, type Mark } from "../marks";
 import * as parts from "../parts";
 import { link } from "../router";
 import { attempt, call, RpcError } from "../rpc";
-import { askMetrics, onMetrics, serviceInfo } from "../store";
+import { alerts, askAlerts, askMetrics, metrics, serviceInfo } from "../store";
 
 const WORST = 4;
 const LOST = new Set(["lost", "connection lost"]);
 
 export function overview(query: URLSearchParams): parts.View {
-  let metrics: Metrics | null = null;
+  let totals: Metrics | null = null;
   let asking = 0;
   const range = new parts.RangeChoice(query, () => {
     choose();
     void view.refresh();
   });
   const health = h("section", { class: "health", "data-testid": "health", "aria-live": "polite" });
+  const fires = h("section", { class: "fires", "aria-label": "Alerts", "data-testid": "fires" });
   const tiles = h("dl", { class: "tiles", "aria-label": "Since the connected workers began" });
   const welcome = h("div", {});
   const tools = h("div", { class: "tools" });
@@ -47,10 +50,13 @@ export function overview(query: URLSearchParams): parts.View {
     failures,
   ];
   const choose = (): void => fill(tools, range.buttons());
-  const stopHearing = onMetrics((fresh) => {
-    metrics = fresh;
-    fill(tiles, tilesOf(fresh));
-  });
+  const stops = [
+    metrics.hear((fresh) => {
+      totals = fresh;
+      fill(tiles, tilesOf(fresh));
+    }),
+    alerts.hear((fresh) => fill(fires, worstAlerts(fresh))),
+  ];
   choose();
 
   const view: parts.View = {
@@ -60,28 +66,31 @@ export function overview(query: URLSearchParams): parts.View {
       { class: "view" },
       h("h1", { class: "unseen", tabindex: -1 }, "Overview"),
       health,
+      fires,
       welcome,
       tiles,
       rest,
     ),
     every: () => range.every,
     stop() {
-      stopHearing();
+      for (const stop of stops) stop();
       runs.stop();
       times.stop();
     },
     async refresh() {
       const mine = ++asking;
       const from = range.from;
-      const [said, past, list, stats, running, failed, info] = await Promise.all([
+      const [said, past, marks, list, stats, running, failed, info] = await Promise.all([
         call("worker.health", {}),
         attempt("worker.history", { from, step: range.step, trend: true }),
+        askMarks(from),
         attempt("pipelines.list", { from }),
         attempt("worker.stats", {}),
         attempt("worker.recentRuns", { status: "running", limit: 100 }),
         attempt("worker.recentRuns", { status: "failed", limit: 6 }),
         serviceInfo(),
         askMetrics(),
+        askAlerts(),
       ]);
       const failing = list instanceof RpcError ? [] : worstOf(list.pipelines);
       const flying = running instanceof RpcError ? [] : oldestOf(running);
@@ -96,12 +105,12 @@ export function overview(query: URLSearchParams): parts.View {
       if (mine !== asking) return; // another range was chosen meanwhile
       fill(health, healthOf(said));
       const none = list instanceof RpcError || list.pipelines.length === 0;
-      const nobody = Boolean(metrics && !metrics.connected && !metrics.lastLife && !metrics.known);
-      fill(welcome, nobody && none && parts.howToConnect(info?.socket), lastLife(metrics));
+      const nobody = Boolean(totals && !totals.connected && !totals.lastLife && !totals.known);
+      fill(welcome, nobody && none && parts.howToConnect(info?.socket), lastLife(totals));
       // Charts of nothing would only hide what is to be done.
       for (const part of rest) part.hidden = nobody && none;
       if (past instanceof RpcError) fill(compared, parts.excuse(past));
-      else showPast(past);
+      else showPast(past, marks);
       fill(
         worst,
         h("h2", {}, "What fails most"),
@@ -114,13 +123,13 @@ export function overview(query: URLSearchParams): parts.View {
     },
   };
 
-  const showPast = (past: History): void => {
+  const showPast = (past: History, marks: Mark[]): void => {
     const group = past.groups[0];
     if (!group) return;
     const before = `against the ${range.long} before`;
     fill(compared, parts.comparison(group.total, group.trend, before));
-    runs.show(group.points, past.step);
-    times.show(group.points, past.step);
+    runs.show(group.points, past.step, marks);
+    times.show(group.points, past.step, marks);
   };
   return view;
 }

@@ -4,6 +4,7 @@ import type { ErrorType, PipelineMetrics, RunView, StepMetrics, VersionView } fr
 import { chart, RUNS, TIMES } from "../charts";
 import { type Child, fill, h } from "../dom";
 import { ago, at, count, duration, percent, perHour, signed } from "../format";
+import { askMarks } from "../marks";
 import * as parts from "../parts";
 import { link } from "../router";
 import { attempt, RpcError } from "../rpc";
@@ -49,10 +50,11 @@ export function pipeline(name: string, query: URLSearchParams): parts.View {
     async refresh() {
       const mine = ++asking;
       const from = range.from;
-      const [metrics, parted, past, recent] = await Promise.all([
+      const [metrics, parted, past, marks, recent] = await Promise.all([
         attempt("pipelines.metrics", { pipeline: name, from }),
         attempt("pipelines.steps", { pipeline: name, from }),
         attempt("worker.history", { pipeline: name, from, step: range.step, trend: true }),
+        askMarks(from, name),
         attempt("worker.recentRuns", { pipeline: name, limit: 20 }),
       ]);
       if (mine !== asking) return;
@@ -63,8 +65,8 @@ export function pipeline(name: string, query: URLSearchParams): parts.View {
           compared,
           parts.comparison(group.total, group.trend, `against the ${range.long} before`),
         );
-        counts.show(group.points, past.step);
-        times.show(group.points, past.step);
+        counts.show(group.points, past.step, marks);
+        times.show(group.points, past.step, marks);
       }
       if (metrics instanceof RpcError) {
         for (const part of [facts, errors, versions]) fill(part, parts.excuse(metrics));
