@@ -71,6 +71,9 @@ def an_item(**fields: Any) -> Item:
         "since_ms": T0 - 2 * MINUTE,
         "fired_ms": T0 - MINUTE,
         "at_ms": T0,
+        "metric": "error_rate",
+        "value": 40.0,
+        "threshold": 10.0,
     }
     return Item(**{**defaults, **fields})
 

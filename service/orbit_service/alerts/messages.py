@@ -44,6 +44,9 @@ class Item(Struct, frozen=True):
     recovery: str = ""  # what was tried
     runbook: str = ""
     link: str = ""
+    metric: str = ""
+    value: float | None = None  # in the metric's unit
+    threshold: float | None = None
 
 
 class Message(Struct, frozen=True):

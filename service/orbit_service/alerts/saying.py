@@ -107,6 +107,9 @@ def item_of(
         recovery=_tried(note),
         runbook=rule.runbook or "",
         link=f"{page}/#/alerts/{alert}" if page else "",
+        metric=rule.metric,
+        value=state.value,
+        threshold=rule.threshold,
     )
 
 
