@@ -5,7 +5,8 @@ BIN := .venv/bin
 # Environments of the frameworks that we integrate with, which need not share one.
 FRAMEWORKS := .frameworks/shared/ready .frameworks/arq/ready
 
-.PHONY: demo demo-once page dashboard test test-frameworks test-image chaos check format lock clean
+.PHONY: demo demo-once page dashboard test test-frameworks test-image chaos bench bench-quick \
+	check format lock clean
 
 demo: .venv/ready page
 	$(BIN)/orbit-metrics demo
@@ -47,6 +48,16 @@ SEED ?=
 chaos: .venv/ready
 	$(BIN)/python tests/acceptance/chaos.py --kills $(N) $(if $(SEED),--seed $(SEED))
 
+# What it costs, beside its peers: the table of benchmarks/RESULTS.md, or a look in two minutes.
+# ONLY="calls flood" measures these groups and writes nothing. netdata's and collectd's statsd
+# (Debian: netdata, collectd-core) are measured where they are installed.
+ONLY ?=
+BENCH := $(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+bench: .venv/ready .bench/ready
+	$(BENCH) --scale full $(if $(ONLY),,--write benchmarks/RESULTS.md)
+bench-quick: .venv/ready .bench/ready
+	$(BENCH) --scale quick
+
 check: .venv/ready page $(FRAMEWORKS) .pm2/ready .clients/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -73,6 +84,11 @@ format: .venv/ready
 	.frameworks/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
+.bench/ready: benchmarks/peers.lock
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
 # For its test alone. npm chooses what it depends on; that is not locked.
 .pm2/ready:
 	$(NPM) --prefix .pm2 pm2@7.0.4
@@ -86,7 +102,7 @@ NPM := npm install --silent --no-audit --no-fund --no-save --no-package-lock
 		typescript@5.9.3
 	touch $@
 
-# After a change of the dependencies in pyproject.toml or tests/frameworks; needs uv.
+# After a change of the dependencies in pyproject.toml, tests/frameworks or benchmarks; needs uv.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header --quiet
 lock:
@@ -94,7 +110,8 @@ lock:
 		-o requirements.lock
 	$(COMPILE) tests/frameworks/shared.in -o tests/frameworks/shared.lock
 	$(COMPILE) tests/frameworks/arq.in -o tests/frameworks/arq.lock
+	$(COMPILE) benchmarks/peers.in -o benchmarks/peers.lock
 
 clean:
-	rm -rf .venv .frameworks .pm2 .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
+	rm -rf .venv .frameworks .bench .pm2 .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
 		$(PAGE)/dist $(PAGE)/node_modules

@@ -56,8 +56,6 @@ from orbit_service.rpc.past import Past
 NODE = "bench"
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 NOW = 1795523845000  # 2026-11-24 12:37:25 UTC: in the middle of an hour and of a minute
-# How far each level is rolled up at that moment; the last window of ten seconds is closed.
-UNTIL = (NOW - NOW % 10_000, (NOW - 15_000) // MINUTE * MINUTE, NOW // HOUR * HOUR)
 RUNS = 200  # a row; drawn like this they fall into some 60 buckets
 SIGMA = 0.35
 VARIANTS = 24  # different rows of a series; encoding each row anew would take minutes
@@ -150,6 +148,12 @@ def dated(stats: Stats, start_ms: int) -> Stats:
 # ---------------------------------------------------------------- filling
 
 
+def until(now_ms: int) -> tuple[int, int, int]:
+    """How far each level is rolled up at that moment; the last window of ten seconds is closed."""
+    minute = (now_ms - 15_000) // MINUTE * MINUTE
+    return now_ms - now_ms % 10_000, minute, now_ms // HOUR * HOUR
+
+
 @dataclass(frozen=True)
 class Filled:
     """A history, and for how long back it has windows of each level."""
@@ -157,11 +161,12 @@ class Filled:
     history: SqlHistory
     rows: Rows
     kept_ms: Sequence[int]
+    now_ms: int = NOW
 
     def starts(self, level: int) -> range:
         width = LEVELS[level].window_ms
-        first = NOW - self.kept_ms[level]
-        return range(first - first % width, UNTIL[level], width)
+        first = self.now_ms - self.kept_ms[level]
+        return range(first - first % width, until(self.now_ms)[level], width)
 
     @property
     def count(self) -> int:
@@ -169,14 +174,15 @@ class Filled:
         return sum(len(self.starts(level)) for level in range(3)) * (len(self.rows.keys) + 1)
 
     def fill(self) -> None:
-        newest = UNTIL[0] - LEVELS[0].window_ms
+        rolled_until = until(self.now_ms)
+        newest = rolled_until[0] - LEVELS[0].window_ms
         publication = Publication(1, {newest: self.rows.window(newest)}, {})
         self.history.apply(NODE, "bench", [publication], {""})
         ids = self._ids()
         for level in range(3):
             starts = self.starts(level)
             self._insert(level, ids, starts[:-1] if level == 0 else starts)
-        rolled = {f"rolled_{LEVELS[i].name}": UNTIL[i] // 1000 for i in (1, 2)}
+        rolled = {f"rolled_{LEVELS[i].name}": rolled_until[i] // 1000 for i in (1, 2)}
         with self.history.database.writing() as connection:
             connection.execute(update(node).values(rolled))
 
@@ -220,7 +226,7 @@ class Filled:
 
 def check_the_filling() -> None:
     """Two hours by the shipped way, and the same as we fill: every row has to be the same."""
-    rows, end = Rows(5), UNTIL[2]
+    rows, end = Rows(5), until(NOW)[2]
     starts = range(end - 2 * HOUR, end, LEVELS[0].window_ms)
     history = SqlHistory(sqlite_memory(), clock=lambda: NOW)
     for number, start_ms in enumerate(starts, 1):

@@ -89,12 +89,26 @@ class Worker:
         self._socket.sendall(connect_line(1, hello))
         self._lines.readline()
 
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._socket.close()
+
     def send(self, batches: list[dict[str, object]]) -> None:
         """Record, and wait until it is acknowledged."""
+        self.put(batches)
+        self.wait()
+
+    def put(self, batches: list[dict[str, object]]) -> None:
         self.seq += 1
         self.recorded += sum(len(batch["durationUs"]) for batch in batches)  # type: ignore[arg-type]  # a list
         line = record_line(seq=self.seq, recorded=self.recorded, dropped={}, batches=batches)
         self._socket.sendall(line)
+
+    def wait(self) -> None:
+        """Until all that was put is acknowledged."""
         while json.loads(self._lines.readline())["params"]["seq"] < self.seq:
             pass
 
