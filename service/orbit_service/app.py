@@ -76,6 +76,7 @@ class Service(Program):
             self._own_troubles,
             self.started_ms,
             self.intake.close_windows,
+            self.workers.awaits_return,
         )
         self.alerting = Alerting(
             settings.alerts,

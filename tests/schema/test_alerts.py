@@ -13,7 +13,7 @@ from orbit_rpc_schema.alerts import SilenceParams
     [
         pytest.param({"pipeline": "\ud800"}, id="which no disk takes"),
         pytest.param({"\ud800": "send"}, id="a name that none takes"),
-        pytest.param({"pipeline": "x" * 201}, id="longer than any name"),
+        pytest.param({"pipeline": "x" * 601}, id="longer than any pattern"),
         pytest.param({"pipeline": ""}, id="empty"),
         pytest.param({}, id="none"),
     ],

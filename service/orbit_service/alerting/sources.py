@@ -63,8 +63,10 @@ class OfNode:
         troubles: Callable[[], Iterable[str]],
         since_ms: int,
         close: Callable[[int], None],
+        awaits_return: Callable[[], bool] = lambda: False,
     ) -> None:
         self._close = close
+        self._awaits_return = awaits_return
         self._collector = collector
         self._archive = archive
         self._kept = kept
@@ -102,7 +104,9 @@ class OfNode:
         self._close(now_ms)
         closed, self._closed = self._closed, []
         errors, self._errors = self._errors, {}
-        return Closed(closed, errors, past, self._known_from_ms)
+        # What ran while the service was away is told by workers that come back.
+        known_from_ms = now_ms if self._awaits_return() else self._known_from_ms
+        return Closed(closed, errors, past, known_from_ms)
 
     def added(self, sums: Sums) -> None:
         self._filled = sums

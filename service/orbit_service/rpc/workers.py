@@ -50,6 +50,8 @@ from orbit_service.state.intake import Intake
 SUSPECT_SECONDS = 2.0
 # ... and after a start of the service for this long.
 RETURN_SECONDS = 30.0
+# Who is back sends what waited meanwhile, within so long.
+TELL_SECONDS = 5.0
 # Between two looks no more than this has passed, or the service itself was stopped.
 LOOK_SECONDS = 1.0
 
@@ -82,6 +84,8 @@ class Workers:
         self._suspects: dict[str, float] = {}  # until when a session may come back
         self._controls = Controls()
         self._looked_at = monotonic()
+        self._returning: set[str] = set()  # who was here when the service started
+        self._returned_at = float("-inf")
         intake.on_durable = self._durable
 
     def speaking(self) -> set[str]:
@@ -158,6 +162,15 @@ class Workers:
         """The service has started: whoever was connected before may come back."""
         for session in self.collector.sessions.keys() - self._speakers.keys():
             self.suspect(session, RETURN_SECONDS)
+            self._returning.add(session)
+
+    def awaits_return(self) -> bool:
+        """Whether somebody from before the start may have more to tell of the time since."""
+        now = self._monotonic()
+        self._returning &= self._suspects.keys()
+        if self._returning:
+            self._returned_at = now
+        return now < self._returned_at + TELL_SECONDS
 
     def lose(self, session_id: str, why: str) -> None:
         """Give a suspect session up; one that came back is none."""

@@ -286,6 +286,7 @@ def test_a_silence_that_cannot_be_kept_is_refused_and_rules_are_looked_at(watchi
 
 
 def test_a_file_that_hangs_at_a_reload_holds_up_no_look_and_no_silence(watching, fail):
+    watching.looked()
     good = watching.rules.read_text()
     watching.rules.unlink()
     os.mkfifo(watching.rules)  # as a disk that is away

@@ -255,6 +255,14 @@ async def test_of_a_past_that_is_away_the_node_has_what_it_could_not_publish(nod
     assert closed.known_from_ms == unpublished_ms - unpublished_ms % (10 * SECOND)
 
 
+async def test_what_workers_may_tell_yet_that_come_back_is_not_known(node, monkeypatch):
+    past = await node.source.past(node.sums, unmoved, node.now_ms)
+    assert node.source.closed(past, node.now_ms).known_from_ms == 0
+    monkeypatch.setattr(node.source, "_awaits_return", lambda: True)
+
+    assert node.source.closed(None, node.now_ms).known_from_ms == node.now_ms
+
+
 async def test_rules_go_on_without_a_past_that_stays_away_and_have_it_when_it_is_back(
     node, monkeypatch
 ):

@@ -123,6 +123,32 @@ def test_after_a_start_whoever_was_connected_may_come_back_for_thirty_seconds(ha
     assert hall.open == ["s2"]
 
 
+def test_what_was_recorded_while_the_service_was_away_is_awaited_until_all_are_back(hall):
+    assert not hall.workers.awaits_return()
+    for session in ("s1", "s2"):
+        a_session(hall.collector, session)
+    hall.workers.await_return()
+    hall.enter("s2")
+    hall.pass_time(10)
+    assert hall.workers.awaits_return()
+    hall.enter("s1")
+    hall.pass_time(4.75)
+    assert hall.workers.awaits_return()  # it may be telling yet
+
+    hall.pass_time(0.25)
+    assert not hall.workers.awaits_return()
+
+
+def test_who_does_not_come_back_is_not_awaited_for_ever(hall):
+    a_session(hall.collector, "s1")
+    hall.workers.await_return()
+    for _ in range(35):
+        hall.workers.awaits_return()
+        hall.pass_time(1)
+
+    assert not hall.workers.awaits_return()
+
+
 def test_a_message_is_counted_the_same_by_text_and_by_value(hall):
     peer = hall.enter()
     batch = {"pipeline": "send", "at": T0, "durationUs": [MS]}
