@@ -44,6 +44,7 @@ def watched(tmp_path: Path) -> Iterator[RunningService]:
         tmp_path / "worker.sock", ORBIT_STATE=str(tmp_path / "state"), ORBIT_ALERTS=str(rules)
     )
     running.start()
+    until(lambda: running.ask("alerts.rules")["rules"])
     yield running
     running.close()
 
