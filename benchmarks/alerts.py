@@ -47,6 +47,7 @@ RUNS = 40  # a series, every ten seconds
 SETTLE_SECONDS = 40.0  # windows have closed, the first looks are over, what was imported is frozen
 PAUSE_SECONDS = 0.005
 PARTS = (  # of a look: function, where it is looked up, what it is called here
+    ("Stamps.as_of_now", "facts"),
     ("Sums.add", "sums"),
     ("Sums.advance", "sums"),
     ("look", "readings"),
@@ -54,7 +55,7 @@ PARTS = (  # of a look: function, where it is looked up, what it is called here
     ("Desk._turn", "turn"),
     ("Desk._tell", "plan"),
     ("Desk._commit", "commit"),
-    ("Desk._show", "show"),
+    ("Desk.show", "show"),
 )
 NAMES = tuple(dict.fromkeys(name for _path, name in PARTS))
 
