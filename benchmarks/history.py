@@ -41,6 +41,7 @@ from orbit_rpc_schema.procedures import HistoryParams, MetricsParams, PipelinePa
 from orbit_rpc_schema.wire import PROTOCOL
 from orbit_service.core.collector import Collector
 from orbit_service.core.fleet import Fleet
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.outbox import EVERYTHING, Key, Outbox, Publication, Window
 from orbit_service.core.rollup import LEVELS, Segment, levels, segments
 from orbit_service.core.stats import Stats, merged
@@ -79,7 +80,8 @@ def some_runs(middle_us: float, seed: int, scale: int = 1) -> Stats:
     stats.add_waits([int(middle_us)])
     for _ in range(2):
         stats.add_unfinished_attempt()
-    stats.histogram.lanes *= scale
+    once = stats.histogram
+    stats.histogram = Histogram(once.zeroes * scale, once.first, once.lanes * scale)
     for name in ("runs", "failed", "attempts", "retries", "timed", "total_us", "waited"):
         setattr(stats, name, getattr(stats, name) * scale)
     return stats

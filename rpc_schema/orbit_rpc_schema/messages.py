@@ -102,13 +102,12 @@ class Detail(Message):
 class Batch(Message):
     """Runs of one pipeline that finished in the 50 ms before `at`, in columns.
 
-    `failed` and the keys of `details` are indexes into `duration_us`. The bounds
-    of the durations are checked over the whole column by whoever counts them.
+    `failed` and the keys of `details` are indexes into `duration_us`.
     """
 
     pipeline: str
     at: EpochMs
-    duration_us: list[int]
+    duration_us: list[DurationUs]
     failed: list[Count] = []
     queue: str | None = None
     details: dict[int, Detail] = {}

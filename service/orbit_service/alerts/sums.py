@@ -95,15 +95,8 @@ class Sum:
         self.retries -= other.retries
         self.timed -= other.timed
         self.total_us -= other.total_us
-        _take_away(self.histogram, other.histogram)
-        _take_away(self.waits, other.waits)
-
-
-def _take_away(total: Histogram, part: Histogram) -> None:
-    """What was merged, which lies within it."""
-    total.zeroes -= part.zeroes
-    if part.lanes:
-        total.lanes -= part.lanes << (part.first - total.first) * LANE
+        self.histogram.take_away(other.histogram)
+        self.waits.take_away(other.waits)
 
 
 # Which bits counts of few bytes have, in the 1,600 buckets of ten years and some.

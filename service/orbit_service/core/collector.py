@@ -29,12 +29,13 @@ from orbit_service.core.cardinality import Places
 from orbit_service.core.checks import Refused, check_connect, check_record, mended, mended_hello
 from orbit_service.core.cumulative import UNKNOWN_ERROR, Cumulative, Series
 from orbit_service.core.ended import EndedRuns, Verdict
+from orbit_service.core.histogram import Samples
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.outbox import ErrorText, Key, Outbox
 from orbit_service.core.recent import KEPT_MS as RECENT_MS
 from orbit_service.core.recent import Column, RecentRuns
 from orbit_service.core.sessions import InFlight, Session, Worker
-from orbit_service.core.stats import Stats
+from orbit_service.core.stats import ColumnSums, Stats
 from orbit_service.core.window import LastDay, Tally
 
 # Sessions that ended are remembered by their sequence number, so that one that
@@ -64,6 +65,7 @@ class Collector:
         self.pipelines_seen: OrderedDict[tuple[str, str], None] = OrderedDict()  # with the worker
         self.lives = 0  # begun; the number of the newest
         self.outbox = Outbox()
+        self._samples = Samples()
         self.cumulative = Cumulative()
         # A life keeps the totals of all that it ran, however long ago.
         self.pairs: Places[tuple[str, str]] = Places(
@@ -244,28 +246,61 @@ class Collector:
         at_ms = batch.at if batch.at <= now_ms + MAX_AHEAD_MS else now_ms
         failed = set(batch.failed)
         durations: Sequence[int | None] = batch.duration_us
-        details = {i: mended(detail) for i, detail in batch.details.items()}
-        counted = Stats()
-        passed_over = self._passed_over(session, counted, batch.pipeline, details, now_ms)
-        if passed_over:
-            kept = [i for i in range(len(durations)) if i not in passed_over]
-            durations = [durations[i] for i in kept]
-            failed = {new for new, old in enumerate(kept) if old in failed}
-            details = {new: details[old] for new, old in enumerate(kept) if old in details}
-        untimed = {i for i, detail in details.items() if detail.untimed}
         timed = batch.duration_us
-        if passed_over or untimed:
-            durations = [None if i in untimed else d for i, d in enumerate(durations)]
-            timed = [duration for duration in durations if duration is not None]
-        counted.add_runs(timed, len(failed - untimed), at_ms)
-        for i in untimed:
-            counted.add_untimed(at_ms, failed=i in failed)
-        counted.add_waits([d.wait_us for d in details.values() if d.wait_us is not None])
-        if not (counted.attempts or counted.retries):
+        failed_in_time = len(failed)
+        details: dict[int, Detail] = {}
+        counted: Stats | None = None  # besides the runs that have durations
+        if batch.details:
+            details = {i: mended(detail) for i, detail in batch.details.items()}
+            counted = Stats()
+            passed_over = self._passed_over(session, counted, batch.pipeline, details, now_ms)
+            if passed_over:
+                kept = [i for i in range(len(durations)) if i not in passed_over]
+                durations = [durations[i] for i in kept]
+                failed = {new for new, old in enumerate(kept) if old in failed}
+                details = {new: details[old] for new, old in enumerate(kept) if old in details}
+            untimed = {i for i, detail in details.items() if detail.untimed}
+            if passed_over or untimed:
+                durations = [None if i in untimed else d for i, d in enumerate(durations)]
+                timed = [duration for duration in durations if duration is not None]
+            failed_in_time = len(failed - untimed)
+            for i in untimed:
+                counted.add_untimed(at_ms, failed=i in failed)
+            counted.add_waits([d.wait_us for d in details.values() if d.wait_us is not None])
+        sums = ColumnSums.of(timed, failed_in_time, at_ms) if timed else None
+        if sums is None and (counted is None or not (counted.attempts or counted.retries)):
             return
-        window, series = self._add(worker, session, batch.pipeline, counted, at_ms, now_ms)
+        window, series, rows = self._rows(worker, session, batch.pipeline, at_ms, now_ms)
+        if counted is not None:
+            for stats in rows:
+                stats.merge(counted)
+        if sums is not None:
+            for stats in rows:
+                stats.count(sums)
+            self._samples.add(timed, [stats.histogram for stats in rows])
         if not durations:
             return
+        if details:
+            typed = self._count_details(window, series, details, failed, at_ms, now_ms)
+        else:
+            typed = 0
+        if len(failed) > typed:
+            self.cumulative.add_error(series, UNKNOWN_ERROR, len(failed) - typed)
+        self._counted(session, len(durations))
+        tally = Tally(len(durations), len(failed), len(timed), sums.total_us if sums else 0)
+        self.last_day.add(tally, at_ms, now_ms)
+        self._remember(worker, Column(key, batch.pipeline, at_ms, durations, failed, details))
+
+    def _count_details(
+        self,
+        window: Key,
+        series: Series,
+        details: dict[int, Detail],
+        failed: set[int],
+        at_ms: int,
+        now_ms: int,
+    ) -> int:
+        """Count steps and errors; of how many failures the type is known."""
         typed = 0
         for i, detail in details.items():
             for step in detail.steps:
@@ -279,12 +314,7 @@ class Collector:
             if detail.error is not None and i in failed:
                 self._add_error(window, series, detail.error, at_ms, now_ms)
                 typed += 1
-        if len(failed) > typed:
-            self.cumulative.add_error(series, UNKNOWN_ERROR, len(failed) - typed)
-        self._counted(session, len(durations))
-        tally = Tally(len(durations), len(failed), len(timed), sum(timed))
-        self.last_day.add(tally, at_ms, now_ms)
-        self._remember(worker, Column(key, batch.pipeline, at_ms, durations, failed, details))
+        return typed
 
     def _add(
         self,
@@ -295,17 +325,24 @@ class Collector:
         at_ms: int,
         now_ms: int,
     ) -> tuple[Key, Series]:
-        """Add to the life's totals, to all that ever was, and to the window; these two."""
+        """Add to every row that runs of this pipeline count in."""
+        key, series, rows = self._rows(worker, session, pipeline, at_ms, now_ms)
+        for stats in rows:
+            stats.merge(counted)
+        return key, series
+
+    def _rows(
+        self, worker: Worker, session: Session, pipeline: str, at_ms: int, now_ms: int
+    ) -> tuple[Key, Series, tuple[Stats, Stats, Stats]]:
+        """Where runs count: the life's totals, all that ever was, and the window."""
         name, pipeline = self.pairs.place((worker.name, pipeline), now_ms)
-        self._known(worker.series_of(session), worker, pipeline).merge(counted)
+        life = self._known(worker.series_of(session), worker, pipeline)
         series = self.cumulative.of((name, pipeline), now_ms)
-        series.runs.merge(counted)
         version = session.hello.version or ""
         key = Key(name, pipeline, "", version)
         if version:
             key = self.versions.place(key, now_ms)
-        self.outbox.stats(key, at_ms).merge(counted)
-        return key, series
+        return key, series, (life, series.runs, self.outbox.stats(key, at_ms))
 
     def _known(self, series: dict[str, Stats], worker: Worker, pipeline: str) -> Stats:
         stats = series.get(pipeline)

@@ -20,8 +20,10 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from math import ceil, log2
+from operator import is_
 
 SCALE = 5
 PER_DOUBLING = 1 << SCALE
@@ -30,6 +32,14 @@ MICROSECONDS = 1_000_000
 LANE = 64  # bits of a count
 # Zero is what took less than half a microsecond; below this edge of a bucket there is no other.
 ZERO_THRESHOLD = 2.0**-21  # seconds
+
+# To look a duration up in a table of cells of equal length costs half of what its logarithm
+# does. A table is made for a column's magnitude: its cells reach to the longest. Of 4,000
+# alike within a factor of ten, one in a hundred lies in a cell that two buckets share.
+_CELL_BITS = 16
+_TABLES = 8  # that are kept, of half a megabyte each
+_WORTH_A_TABLE = 32  # durations
+MAX_HELD = 50_000  # durations in all samples: two megabytes
 
 _HEADER = struct.Struct("<bhQ")  # bytes of a count (negative: sparse), first bucket, zeroes
 _TYPES = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of array.array, by bytes of a count
@@ -42,18 +52,57 @@ def bucket_of(duration_us: int) -> int:
     return ceil(log2(duration_us / MICROSECONDS) * PER_DOUBLING) - 1
 
 
+_MARK = 1 - bucket_of(1)  # what makes of a bucket's index a number above zero, its mark
+
+
+@lru_cache(_TABLES)
+def _cells(shift: int) -> list[int]:
+    """By duration >> shift: the mark of the bucket; 0 where the cell lies in several."""
+    marks = [0]  # zero is in this cell
+    while len(marks) < 1 << _CELL_BITS:
+        first = len(marks) << shift
+        bucket = bucket_of(first)
+        # All cells that end before the bucket does, as bucket_of has it.
+        count = (int(BASE ** (bucket + 1) * MICROSECONDS) + 1 >> shift) - len(marks)
+        while count > 0 and bucket_of((len(marks) + count << shift) - 1) > bucket:
+            count -= 1
+        marks += [bucket + _MARK] * count if count > 0 else [0]
+    return marks[: 1 << _CELL_BITS]
+
+
 class Histogram:
     """Counts by bucket, of durations in whole microseconds, zero or more.
 
     `lanes` holds the counts, bucket `first` in its lowest 64 bits.
     """
 
-    __slots__ = ("first", "lanes", "zeroes")
+    __slots__ = ("_first", "_lanes", "_zeroes", "samples")
 
     def __init__(self, zeroes: int = 0, first: int = 0, lanes: int = 0) -> None:
-        self.zeroes = zeroes
-        self.first = first
-        self.lanes = lanes
+        self._zeroes = zeroes
+        self._first = first
+        self._lanes = lanes
+        self.samples: tuple[Sample, ...] = ()  # on their way into this one
+
+    @property
+    def zeroes(self) -> int:
+        self.settle()
+        return self._zeroes
+
+    @property
+    def first(self) -> int:
+        self.settle()
+        return self._first
+
+    @property
+    def lanes(self) -> int:
+        self.settle()
+        return self._lanes
+
+    def settle(self) -> None:
+        """Take in what is on its way; whoever reads does so."""
+        for sample in self.samples:
+            sample.settle()
 
     @classmethod
     def of(cls, durations_us: Sequence[int]) -> Histogram:
@@ -65,9 +114,21 @@ class Histogram:
         zeroes = durations_us.count(0)
         if zeroes:
             durations_us = [duration for duration in durations_us if duration]
-        # bucket_of, inlined; a Counter counts in C.
-        buckets = Counter([ceil(log2(d / MICROSECONDS) * PER_DOUBLING) - 1 for d in durations_us])
-        return cls.of_buckets(buckets, zeroes)
+        if len(durations_us) < _WORTH_A_TABLE:
+            # bucket_of, inlined; a Counter counts in C.
+            return cls.of_buckets(
+                Counter([ceil(log2(d / MICROSECONDS) * PER_DOUBLING) - 1 for d in durations_us]),
+                zeroes,
+            )
+        shift = max(max(durations_us).bit_length() - _CELL_BITS, 0)
+        cells = _cells(shift)
+        marks = Counter(
+            [
+                cells[d >> shift] or ceil(log2(d / MICROSECONDS) * PER_DOUBLING) - 1 + _MARK
+                for d in durations_us
+            ]
+        )
+        return cls.of_buckets({mark - _MARK: count for mark, count in marks.items()}, zeroes)
 
     @classmethod
     def of_buckets(cls, buckets: Mapping[int, int], zeroes: int = 0) -> Histogram:
@@ -83,19 +144,28 @@ class Histogram:
 
     def merge(self, other: Histogram) -> None:
         """Add the other's sample to this one; exact, because the buckets are the same."""
-        self.zeroes += other.zeroes
-        if not self.lanes:
-            self.first, self.lanes = other.first, other.lanes
-        elif self.first == other.first:
-            self.lanes += other.lanes
-        elif other.lanes:
-            first = min(self.first, other.first)
-            self.lanes <<= (self.first - first) * LANE
-            self.lanes += other.lanes << (other.first - first) * LANE
-            self.first = first
+        if other.samples:
+            other.settle()
+        self._zeroes += other._zeroes
+        if not self._lanes:
+            self._first, self._lanes = other._first, other._lanes
+        elif self._first == other._first:
+            self._lanes += other._lanes
+        elif other._lanes:
+            first = min(self._first, other._first)
+            self._lanes <<= (self._first - first) * LANE
+            self._lanes += other._lanes << (other._first - first) * LANE
+            self._first = first
+
+    def take_away(self, part: Histogram) -> None:
+        """The opposite of `merge`, of what was merged and lies within."""
+        self.settle()
+        self._zeroes -= part.zeroes
+        if part.lanes:
+            self._lanes -= part.lanes << (part.first - self._first) * LANE
 
     def copy(self) -> Histogram:
-        return Histogram(self.zeroes, self.first, self.lanes)
+        return Histogram(self.zeroes, self._first, self._lanes)
 
     @property
     def count(self) -> int:
@@ -193,3 +263,51 @@ class Histogram:
 
 def _array(lanes: int) -> array[int]:
     return array("Q", lanes.to_bytes(-(-lanes.bit_length() // LANE) * 8, "little"))
+
+
+class Sample:
+    """Durations on their way into histograms, which all take them when one of them is read.
+
+    What a column costs besides its durations is then paid once for many columns, and once
+    for all of the histograms.
+    """
+
+    __slots__ = ("durations_us", "histograms")
+
+    def __init__(self, histograms: Sequence[Histogram]) -> None:
+        self.histograms = histograms
+        self.durations_us: list[int] = []
+        for histogram in histograms:
+            histogram.samples += (self,)
+
+    def settle(self) -> None:
+        """Be taken; afterwards it is empty, and of no more use."""
+        sample = Histogram.of(self.durations_us)
+        self.durations_us = []
+        for histogram in self.histograms:
+            histogram.samples = tuple(other for other in histogram.samples if other is not self)
+            histogram.merge(sample)
+
+
+class Samples:
+    """Samples that are open; when they hold many durations, all are taken."""
+
+    def __init__(self) -> None:
+        self._open: list[Sample] = []
+        self._held = 0
+
+    def add(self, durations_us: Sequence[int], histograms: Sequence[Histogram]) -> None:
+        """Put durations on their way into these; the last should be of few samples."""
+        for sample in histograms[-1].samples:
+            if all(map(is_, sample.histograms, histograms)):
+                break
+        else:
+            sample = Sample(histograms)
+            self._open.append(sample)
+        sample.durations_us += durations_us
+        self._held += len(durations_us)
+        if self._held > MAX_HELD:
+            for sample in self._open:
+                sample.settle()
+            self._open.clear()
+            self._held = 0

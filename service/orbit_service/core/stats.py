@@ -10,11 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from typing import NamedTuple
 
 from msgspec import Struct, field
 
 from orbit_rpc_schema.wire import MAX_INT
 from orbit_service.core.histogram import Histogram
+
+
+class ColumnSums(NamedTuple):
+    """What runs that finished at the same time come to; they have durations."""
+
+    runs: int
+    failed: int
+    total_us: int
+    min_us: int
+    max_us: int
+    at_ms: int
+
+    @classmethod
+    def of(cls, durations_us: Sequence[int], failed: int, at_ms: int) -> ColumnSums:
+        low, high = min(durations_us), max(durations_us)
+        return cls(len(durations_us), failed, sum(durations_us), low, high, at_ms)
 
 
 class Stats(Struct, array_like=True, gc=False):
@@ -46,20 +63,26 @@ class Stats(Struct, array_like=True, gc=False):
 
     def add_runs(self, durations_us: Sequence[int], failed: int, at_ms: int) -> None:
         """Count a column of runs that finished at `at_ms`, `failed` of them without success."""
-        if not durations_us:
-            return
-        low, high = min(durations_us), max(durations_us)
-        self.min_us = min(self.min_us, low) if self.timed else low
-        self.max_us = max(self.max_us, high)
-        self.runs += len(durations_us)
-        self.attempts += len(durations_us)
-        self.timed += len(durations_us)
-        self.total_us = _storable(self.total_us + sum(durations_us))
+        if durations_us:
+            self.count(ColumnSums.of(durations_us, failed, at_ms))
+            self.histogram.merge(Histogram.of(durations_us))
+
+    def count(self, column: ColumnSums) -> None:
+        """Count a column in everything but the histogram."""
+        runs, failed, total_us, low_us, high_us, at_ms = column
+        if not self.timed or low_us < self.min_us:
+            self.min_us = low_us
+        if high_us > self.max_us:
+            self.max_us = high_us
+        self.runs += runs
+        self.attempts += runs
+        self.timed += runs
+        self.total_us = _storable(self.total_us + total_us)
         self.failed += failed
-        self.histogram.merge(Histogram.of(durations_us))
         self._saw(at_ms)
-        if failed < len(durations_us):
-            self.last_success_ms = _later(self.last_success_ms, at_ms)
+        success = self.last_success_ms
+        if failed < runs and (success is None or at_ms > success):
+            self.last_success_ms = at_ms
 
     def add_step(self, duration_us: int, failed: bool, attempts: int, at_ms: int) -> None:
         """Count a step of a run, which was tried so often."""

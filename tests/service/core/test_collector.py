@@ -549,7 +549,7 @@ def test_the_time_of_a_batch(collector: Collector, ahead_ms: int, finished_ms: i
 def test_a_message_is_refused_whole_and_consumes_its_number(collector: Collector) -> None:
     session = a_session(collector)
     with pytest.raises(Refused):
-        collector.record(session, a_record(1, a_batch(MS), a_batch(MS, -1)), T0)
+        collector.record(session, a_record(1, a_batch(MS), a_batch(MS, MS, failed=[2])), T0)
 
     assert collector.ledger.refused == {"invalid": 3}
     assert (session.acked, totals(collector).runs, collector.ledger.counted) == (1, 0, 0)
@@ -558,8 +558,8 @@ def test_a_message_is_refused_whole_and_consumes_its_number(collector: Collector
 def test_a_refused_message_sent_again_is_refused_once(collector: Collector) -> None:
     session = a_session(collector)
     with pytest.raises(Refused):
-        collector.record(session, a_record(1, a_batch(-1)), T0)
-    collector.record(session, a_record(1, a_batch(-1)), T0)
+        collector.record(session, a_record(1, a_batch(MS, failed=[1])), T0)
+    collector.record(session, a_record(1, a_batch(MS, failed=[1])), T0)
 
     assert collector.ledger.refused == {"invalid": 1}
 

@@ -145,7 +145,7 @@ class Workers(RuleBasedStateMachine):
     def send_nonsense(self, data: st.DataObject) -> None:
         session = data.draw(st.sampled_from(sorted(self.running)))
         try:
-            self._send(session, a_batch(1, -1))
+            self._send(session, a_batch(1, 2, failed=[2]))
         except Refused:
             self.counts["refused"] += 2
             return

@@ -9,11 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbit_rpc_schema.wire import MAX_DURATION_US
-from orbit_service.core.histogram import BASE, Histogram, bucket_of
+from orbit_service.core.histogram import BASE, MAX_HELD, Histogram, Samples, bucket_of
+
+
+def edge(bucket: int) -> int:
+    return min(int(BASE ** (bucket + 1) * 1_000_000), MAX_DURATION_US)
+
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 durations = st.lists(st.integers(0, MAX_DURATION_US) | st.integers(0, 10_000_000), max_size=60)
+# Long enough to be looked up in the table of their magnitude, edges of buckets among them.
+alike = st.integers(1, 48).flatmap(
+    lambda bits: st.lists(
+        st.integers(0, min(2**bits, MAX_DURATION_US))
+        | st.integers(-640, 32 * bits - 638).map(edge),
+        min_size=40,
+        max_size=80,
+    )
+)
 from_50_us = st.lists(st.integers(50, MAX_DURATION_US) | st.integers(50, 10**7), min_size=1)
 quantiles = st.sampled_from([0.0, 0.25, 0.5, 0.95, 0.99, 1.0])
 
@@ -67,7 +81,7 @@ def test_a_bucket_holds_what_is_in_it(duration_us: int) -> None:
 
 
 @quick
-@given(durations)
+@given(durations | alike)
 def test_each_duration_is_in_its_bucket(sample: list[int]) -> None:
     histogram = a_histogram(*sample)
 
@@ -101,6 +115,53 @@ def test_a_merge_leaves_the_other_as_it_was() -> None:
     a_histogram(5).merge(other)
 
     assert contents(other) == contents(a_histogram(5, 0))
+
+
+# ---------------------------------------------------------------- samples on their way
+
+
+@quick
+@given(st.lists(st.tuples(st.sampled_from(["add", "read 0", "read 1", "read 2"]), durations)))
+def test_whenever_one_is_read_all_hold_what_was_added(steps: list[tuple[str, list[int]]]) -> None:
+    samples, histograms, added = Samples(), [Histogram() for _ in range(3)], []
+    for step, durations_us in steps:
+        if step == "add":
+            samples.add(durations_us, histograms)
+            added += durations_us
+        else:
+            assert contents(histograms[int(step[-1])]) == contents(a_histogram(*added))
+
+
+def test_one_that_is_in_several_samples_takes_them_all() -> None:
+    samples, total, parts = Samples(), Histogram(), [Histogram(), Histogram()]
+    for number, part in enumerate(parts, 1):
+        samples.add([number], [total, part])
+
+    assert contents(total) == contents(a_histogram(1, 2))
+    assert [contents(part) for part in parts] == [contents(a_histogram(n)) for n in (1, 2)]
+
+
+def test_what_is_held_back_has_a_bound() -> None:
+    samples, histogram = Samples(), Histogram()
+    for _ in range(3):
+        samples.add([1] * (MAX_HELD // 2), [histogram])
+
+    assert histogram.samples == ()
+    assert histogram.count == 3 * (MAX_HELD // 2)
+
+
+def test_what_is_on_its_way_counts_in_a_merge_and_in_a_copy() -> None:
+    histogram = Histogram()
+    Samples().add([5], [histogram])
+
+    assert contents(merged(histogram)) == contents(histogram.copy()) == contents(a_histogram(5))
+
+
+def test_what_was_merged_can_be_taken_away() -> None:
+    total = merged(a_histogram(0, 5), a_histogram(5, 90))
+    total.take_away(a_histogram(0, 5))
+
+    assert contents(total) == contents(a_histogram(5, 90))
 
 
 # ---------------------------------------------------------------- quantiles

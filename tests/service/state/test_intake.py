@@ -46,7 +46,7 @@ def a_busy_node(node):
     node.record(a_record(2, a_result("r2", attempt=1, final=False), recorded=3))
     node.record(a_record(1, a_batch(8 * MS, pipeline="other"), started=[a_start("r9")]), "s2")
     with pytest.raises(Refused):
-        node.record(a_record(2, a_batch(-1), recorded=2), "s2")
+        node.record(a_record(2, a_batch(MS, failed=[1]), recorded=2), "s2")
     node.intake.refuse(node.session("s2"), Uncounted(3, 4, {"buffer full": 1}, "invalid"), T0)
     node.intake.lose(node.session("s2"), T0)
     node.intake.disconnect(node.session("s3"), "done", T0)
