@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,6 +25,36 @@ from orbit_service.hub import Hub
 from orbit_service.rpc.handlers import Clock
 from orbit_service.settings import Settings
 from orbit_worker.client import MetricsClient
+
+MAX_FAULT = 40  # lines
+PYTESTS_OWN = ("/pluggy/", "/_pytest/", "/xdist/", "/execnet/", "Extension modules")
+FAULTS = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(trylast=True)  # pytest itself lets it be written in the middle of the dots
+def pytest_configure(config: pytest.Config) -> None:
+    """A process of tests that crashes leaves where it was, for the end of the output."""
+    workers = getattr(config, "workerinput", None)
+    if workers is None:
+        config.stash[FAULTS] = Path(tempfile.mkdtemp(prefix="faults-"))
+    else:
+        file = os.open(Path(workers["faults"], workers["workerid"]), os.O_WRONLY | os.O_CREAT)
+        faulthandler.enable(file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["faults"] = str(node.config.stash[FAULTS])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for file in sorted(config.stash[FAULTS].iterdir()):
+        if lines := file.read_text().splitlines():
+            terminalreporter.section(f"the crash of {file.name}")
+            told = [line for line in lines if not any(part in line for part in PYTESTS_OWN)]
+            terminalreporter.write_line("\n".join(told[:MAX_FAULT]))
+    shutil.rmtree(config.stash[FAULTS])
+
 
 # The machine may do much else; what is asserted is never a time.
 settings.register_profile(

@@ -209,22 +209,28 @@ class Collector:
         """Take a message's number and totals; `runs` are the results that it carries itself."""
         session.last_seen_ms = now_ms
         self.workers[session.worker].last_seen_ms = now_ms
-        dropped = {as_name(reason): count for reason, count in dropped.items()}
+        if dropped:
+            dropped = {as_name(reason): count for reason, count in dropped.items()}
         if not session.acked and seq > 1:
             self._forget_the_lost_past(session, recorded - sum(dropped.values()) - runs)
+        for ledger in (self.ledger, session.ledger):
+            ledger.recorded += recorded - session.recorded
+        if dropped or session.dropped:
+            self._take_dropped(session, dropped)
+        session.acked = seq
+        session.recorded = recorded
+
+    def _take_dropped(self, session: Session, dropped: dict[str, int]) -> None:
         # A reason that is no longer named stands at zero: what seemed dropped was counted.
         changes = {
             reason: dropped.get(reason, 0) - session.dropped.get(reason, 0)
             for reason in dropped.keys() | session.dropped.keys()
         }
         for ledger in (self.ledger, session.ledger):
-            ledger.recorded += recorded - session.recorded
             for reason, change in changes.items():
                 ledger.drop(reason, change)
         if any(changes.values()):
             self.cumulative.saw_dropped(self.ledger.dropped)
-        session.acked = seq
-        session.recorded = recorded
         session.dropped = dropped
 
     def _forget_the_lost_past(self, session: Session, results: int) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from msgspec import Struct
 
 from orbit_rpc_schema.messages import Detail
 
@@ -33,8 +35,7 @@ class Run:
     started_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True, gc=False):
     """Runs of one pipeline that ended together. `key` makes ids for runs that have none."""
 
     key: str
@@ -42,15 +43,13 @@ class Column:
     at_ms: int
     durations_us: Sequence[int | None]
     failed: Collection[int]
-    details: Mapping[int, Detail] = field(default_factory=dict)
+    details: Mapping[int, Detail] = {}
     started_ms: int | None = None
     first: int = 0  # the number of its first run, so that a run keeps its id when others leave
 
     @property
     def text(self) -> int:
         """Characters of the errors in it."""
-        if not self.details:
-            return 0  # asked with each column that comes
         errors = [detail.error for detail in self.details.values() if detail.error]
         return sum(len(error.message) + len(error.traceback or "") for error in errors)
 
@@ -98,14 +97,16 @@ class RecentRuns:
             self.add(column)
 
     def add(self, column: Column) -> None:
-        column = column.newest(KEPT_RUNS)
+        if len(column.durations_us) > KEPT_RUNS:
+            column = column.newest(KEPT_RUNS)
         self.columns.append(column)
         self._count += len(column.durations_us)
-        self._text += column.text
+        if column.details:
+            self._text += column.text
         # Whole columns leave, so up to one column more than the bound stays.
         while (
             self._count - len(self.columns[0].durations_us) >= KEPT_RUNS
-            or self._text - self.columns[0].text >= KEPT_TEXT
+            or (self._text >= KEPT_TEXT and self._text - self.columns[0].text >= KEPT_TEXT)
         ):
             oldest = self.columns.popleft()
             self._count -= len(oldest.durations_us)
