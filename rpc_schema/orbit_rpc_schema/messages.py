@@ -131,7 +131,10 @@ class Connect(Message):
 
 
 class Record(Message):
-    """runs.record: results, starts and starts taken back; the counters are the session's totals."""
+    """runs.record: results, starts and starts taken back; the counters are the session's totals.
+
+    `hurry` where somebody waits for the acknowledgement.
+    """
 
     seq: SequenceNumber
     recorded: Count
@@ -139,13 +142,14 @@ class Record(Message):
     dropped: ByReason = {}
     started: list[Start] = []
     withdrawn: list[Withdrawal] = []
+    hurry: bool = False
 
 
 class Heartbeat(Message):
     """worker.heartbeat: the session lives, every 10 s.
 
     `queues` holds how much waits in each queue, `oldest` since when the first of it does;
-    `progress` how far runs in flight are.
+    `progress` how far runs in flight are; `hurry` as in runs.record.
     """
 
     seq: SequenceNumber
@@ -158,6 +162,7 @@ class Heartbeat(Message):
     oldest: Annotated[dict[Text, EpochMs], Meta(max_length=1_000)] = {}
     last_report_at: EpochMs | None = None
     progress: Annotated[list[Progress], Meta(max_length=MAX_PROGRESS)] = []
+    hurry: bool = False
 
 
 class Reset(Message):

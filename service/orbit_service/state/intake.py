@@ -61,6 +61,8 @@ class Intake:
             self._write("record", session, now_ms, params)
             raise
         self._write("record", session, now_ms, params)
+        if message.hurry and self.journal is not None:
+            self.journal.hurry()
 
     def refuse(self, session: Session, uncounted: Uncounted, now_ms: int) -> None:
         """A message that cannot be counted consumes its number."""
@@ -89,6 +91,8 @@ class Intake:
             session.durable = session.acked
         else:
             self.journal.mark(session.id, session.acked)
+        if beat.hurry and self.journal is not None:
+            self.journal.hurry()
 
     def reset(self, session: Session, now_ms: int) -> None:
         self.collector.reset(session, now_ms)

@@ -31,6 +31,9 @@ from orbit_service.state.store import Saved, StateInUse, Store, StoreFailed
 # long because the loop was busy just then (a scrape) is no reason to let workers wait.
 REST = 9.0
 LONGEST_REST = 0.2
+# Where nobody has said that they wait, it rests longer: a commit takes as much CPU as ten runs
+# that come one by one.
+UNHURRIED_REST = 0.05
 LAST_COMMITS = 32
 EVENT_BYTES = 100  # of an event besides its body, about
 MAX_PENDING = 16 * 1_048_576  # bytes of events that wait for the disk
@@ -96,9 +99,6 @@ class Journal:
         self._position = position
         self._opened = trouble is None
         self._adopting = False  # the loop reads what was saved; nothing is written meanwhile
-        self._events: list[Event] = []  # of this turn of the loop
-        self._size = 0
-        self._marks: Marks = {}
         self._condition = threading.Condition(threading.RLock())
         self._next = _Batch()
         self._since_checkpoint = 0
@@ -106,7 +106,8 @@ class Journal:
         self._needs_checkpoint = False
         self._asked = False
         self._stopping = False
-        self._rest_until = 0.0
+        self._rest_until = self._unhurried_until = 0.0
+        self._idle = False  # the thread waits for something to write
         self._last_commits: deque[float] = deque(maxlen=LAST_COMMITS)
         self._hurried = False
         self._retry_after = FIRST_RETRY
@@ -119,43 +120,40 @@ class Journal:
 
     def append(self, event: Event, seq: int) -> None:
         """Something happened; with it, the session has got to `seq`."""
-        self._events.append(event)
-        self._size += len(event.body) + EVENT_BYTES
-        self.mark(event.session, seq)
+        with self._condition:
+            if not self._needs_checkpoint:
+                self._next.events.append(event)
+                self._next.size += len(event.body) + EVENT_BYTES
+            self.mark(event.session, seq)
+            if self._next.size > MAX_PENDING:
+                self._let_go()
 
     def mark(self, session: str, seq: int) -> None:
         """`session` has got to `seq` without an event: it counts with what came before."""
-        self.told += 1
-        if not self._marks:
-            # What comes in the same turn of the loop is handed over at once: waking the
-            # thread costs more than counting a run.
-            self._loop.soon(self._hand_over)
-        self._marks[session] = seq
-
-    def _hand_over(self) -> None:
         with self._condition:
-            batch = self._next
+            self.told += 1
             if not self._needs_checkpoint:
-                batch.marks.update(self._marks)
-                batch.events += self._events
-                batch.size += self._size
-                batch.told = self.told
-                if batch.size > MAX_PENDING:
-                    self._let_go()
-            self._events.clear()
-            self._size = 0
-            self._marks.clear()
+                self._next.marks[session] = seq
+                self._next.told = self.told
+            if self._idle:
+                # After this turn of the loop, so that what comes with it is written with it.
+                # While the thread writes or rests it needs no waking, which would cost more
+                # than counting a run does.
+                self._idle = False
+                self._loop.soon(self._wake)
+
+    def _wake(self) -> None:
+        with self._condition:
             self._condition.notify()
 
     def pending(self) -> list[Event]:
         """The events that wait, for `Loop.opened` to be told again."""
-        self._hand_over()
-        return list(self._next.events)
+        with self._condition:
+            return list(self._next.events)
 
     def checkpoint(self, state: bytes, marks: Marks) -> None:
         """Write the state as it is now; it holds every event so far, `marks` of all sessions."""
         with self._condition:
-            self._hand_over()
             self._adopting = False
             self._next.events.clear()
             self._next.size = 0
@@ -171,15 +169,16 @@ class Journal:
         return self._since_checkpoint > CHECKPOINT_BYTES and not self._needs_checkpoint
 
     def hurry(self) -> None:
-        """Somebody waits for what was told: write it without a rest."""
+        """Somebody waits for what was told: write it after a short rest."""
         with self._condition:
-            self._hurried = True
-            self._condition.notify()
+            if not self._hurried:
+                self._hurried = True
+                self._condition.notify()
 
     @property
     def waiting(self) -> int:
         """Bytes that are not on the disk yet."""
-        return self._next.size + self._size
+        return self._next.size
 
     def stop(self, state: bytes) -> None:
         """Write the state once more and end the thread; waits for it."""
@@ -220,16 +219,20 @@ class Journal:
     def _gather(self) -> _Batch:
         """What is to be written now; nothing when it is time to look at the file."""
         with self._condition:
+            for until, over in (
+                (self._unhurried_until, lambda: self._stopping or self._hurried),
+                (self._rest_until, lambda: self._stopping),
+            ):
+                self._condition.wait_for(over, timeout=until - time.monotonic())
+            if not self._next:
+                self._idle = True
             self._condition.wait_for(
                 lambda: (self._next and not self._adopting) or self._stopping,
                 timeout=CHECK_SECONDS,
             )
+            self._idle = False
             if self._adopting:
                 return _Batch()
-            while (rest := self._rest_until - time.monotonic()) > 0:
-                if self._stopping or self._hurried:
-                    break
-                self._condition.wait(rest)
             self._hurried = False
             if self._needs_checkpoint and self._next.checkpoint is None:
                 # The loop was asked for it; without it nothing may be written.
@@ -254,6 +257,7 @@ class Journal:
             self._loop.post(self.commit_times.add_runs, (took_us,), 0, 0)
             self._last_commits.append(now - began)
             self._rest_until = now + min(REST * min(self._last_commits), LONGEST_REST)
+            self._unhurried_until = max(self._rest_until, now + UNHURRIED_REST)
             self.commits += 1
             self.written_bytes += len(events or b"") + len(batch.checkpoint or b"")
             self._since_checkpoint += len(events or b"")
