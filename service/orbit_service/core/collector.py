@@ -22,6 +22,7 @@ from orbit_rpc_schema.messages import (
     Heartbeat,
     Record,
     Start,
+    Step,
 )
 from orbit_rpc_schema.wire import LIMITS, MAX_AHEAD_MS, MAX_RUNNING, WORKER_LOST, as_name
 from orbit_service.core import cardinality
@@ -308,18 +309,28 @@ class Collector:
     ) -> int:
         """Count steps and errors; of how many failures the type is known."""
         typed = 0
+        steps: dict[str, list[Step]] = {}
         for i, detail in details.items():
             for step in detail.steps:
-                part = Key(window.worker, window.pipeline, step.name, window.version)
-                part = self.steps.place(part, now_ms)
-                for stats in (
-                    self.outbox.stats(part, at_ms),
-                    self.cumulative.step(series, part.step),
-                ):
-                    stats.add_step(step.duration_us, step.failed, step.attempts, at_ms)
+                if step.name in steps:
+                    steps[step.name].append(step)
+                else:
+                    steps[step.name] = [step]
             if detail.error is not None and i in failed:
                 self._add_error(window, series, detail.error, at_ms, now_ms)
                 typed += 1
+        for name, column in steps.items():
+            part = Key(window.worker, window.pipeline, name, window.version)
+            part = self.steps.place(part, now_ms)
+            durations = [step.duration_us for step in column]
+            sums = ColumnSums.of(durations, sum([step.failed for step in column]), at_ms)
+            retries = sum([step.attempts for step in column]) - len(column)
+            rows = (self.cumulative.step(series, part.step), self.outbox.stats(part, at_ms))
+            for stats in rows:
+                stats.count(sums)
+                stats.attempts += retries
+                stats.retries += retries
+            self._samples.add(durations, [stats.histogram for stats in rows])
         return typed
 
     def _add(

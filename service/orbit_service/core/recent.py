@@ -104,9 +104,8 @@ class RecentRuns:
         if column.details:
             self._text += column.text
         # Whole columns leave, so up to one column more than the bound stays.
-        while (
-            self._count - len(self.columns[0].durations_us) >= KEPT_RUNS
-            or (self._text >= KEPT_TEXT and self._text - self.columns[0].text >= KEPT_TEXT)
+        while self._count - len(self.columns[0].durations_us) >= KEPT_RUNS or (
+            self._text >= KEPT_TEXT and self._text - self.columns[0].text >= KEPT_TEXT
         ):
             oldest = self.columns.popleft()
             self._count -= len(oldest.durations_us)

@@ -87,12 +87,6 @@ class Stats(Struct, array_like=True, gc=False):
         if failed < runs and (success is None or at_ms > success):
             self.last_success_ms = at_ms
 
-    def add_step(self, duration_us: int, failed: bool, attempts: int, at_ms: int) -> None:
-        """Count a step of a run, which was tried so often."""
-        self.add_runs((duration_us,), int(failed), at_ms)
-        self.attempts += attempts - 1
-        self.retries += attempts - 1
-
     def add_untimed(self, at_ms: int, *, failed: bool) -> None:
         """Count a run that has no duration, such as one whose worker was killed."""
         self.runs += 1

@@ -62,7 +62,7 @@ class Intake:
             raise
         self._write("record", session, now_ms, params)
         if message.hurry and self.journal is not None:
-            self.journal.hurry()
+            self.journal.hasten()
 
     def refuse(self, session: Session, uncounted: Uncounted, now_ms: int) -> None:
         """A message that cannot be counted consumes its number."""
@@ -92,7 +92,7 @@ class Intake:
         else:
             self.journal.mark(session.id, session.acked)
         if beat.hurry and self.journal is not None:
-            self.journal.hurry()
+            self.journal.hasten()
 
     def reset(self, session: Session, now_ms: int) -> None:
         self.collector.reset(session, now_ms)

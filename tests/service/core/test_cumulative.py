@@ -73,7 +73,7 @@ def test_steps_over_the_bound_are_one(monkeypatch):
     monkeypatch.setattr(cumulative, "MAX_STEPS", 1)
     sums, series = Cumulative(), a_series()
     for name in ("parse", "store", "send"):
-        sums.step(series, name).add_step(MS, False, 1, T0)
+        sums.step(series, name).add_runs([MS], 0, T0)
 
     assert {name: step.runs for name, step in series.steps.items()} == {"parse": 1, OTHER_STEPS: 2}
 

@@ -79,7 +79,9 @@ def test_error_types_stand_by_count_with_their_newest_text() -> None:
 def test_steps_stand_by_their_share_of_the_time() -> None:
     parse, load = SEND._replace(step="parse"), SEND._replace(step="load")
     loaded = Stats()
-    loaded.add_step(60 * MS, False, 3, START)
+    loaded.add_runs([60 * MS], 0, START)
+    for _ in range(2):
+        loaded.add_unfinished_attempt()
     found = pipeline_steps(
         "send",
         totals(

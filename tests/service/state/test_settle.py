@@ -52,6 +52,16 @@ async def test_it_is_not_waited_for_the_writers_rest(node, monkeypatch):
     assert await settled(node)
 
 
+async def test_a_worker_that_waits_does_not_wait_for_the_long_rest(node, monkeypatch):
+    monkeypatch.setattr("orbit_service.state.journal.LONG_REST", 60.0)
+    node.connect()
+    node.settle()
+    node.record(a_record(1, a_batch(MS)))
+    node.record(a_record(2, a_batch(MS), recorded=2, hurry=True))
+
+    node.until(lambda: node.session().durable == 2)
+
+
 async def test_a_disk_that_takes_nothing_is_not_waited_for(node, monkeypatch):
     def broken(*_arguments: object) -> None:
         raise StoreFailed("no space left")
