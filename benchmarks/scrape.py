@@ -107,6 +107,11 @@ class Worker:
         line = record_line(seq=self.seq, recorded=self.recorded, dropped={}, batches=batches)
         self._socket.sendall(line)
 
+    def put_line(self, line: bytes) -> None:
+        """One that is formed already, with the next number."""
+        self.seq += 1
+        self._socket.sendall(line)
+
     def wait(self) -> None:
         """Until all that was put is acknowledged."""
         while json.loads(self._lines.readline())["params"]["seq"] < self.seq:

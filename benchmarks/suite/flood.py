@@ -9,10 +9,14 @@ from functools import partial
 
 from benchmarks.daemons import Statsd, daemons, datagrams
 from benchmarks.harness import Program, Sample, Service, say, take_turns
+from benchmarks.programs.record import PIPELINES
 from benchmarks.scale import Scale
+from benchmarks.scrape import Worker
 from benchmarks.table import Row, Target
+from orbit_worker.buffer import Buffer
 
 BURST = 1_000
+FORMED_AT = 1_000_000_000_000  # a time with as many digits as now
 MANY, BUSY, IDLE = 50, 10, 1_000
 IDLE_PROCESSES = 4
 TERSELY, IN_FULL = "a timer a run", "a timer and a counter a run"
@@ -37,6 +41,7 @@ def rows(scale: Scale) -> Iterator[Row]:
         time.sleep(scale.settle_seconds)
         subjects: dict[str, Callable[[], float]] = {
             "one": partial(flood, alone, 1, runs),
+            "client": partial(flood_by_client, alone, runs),
             "many": partial(flood, alone, MANY, runs),
             "crowd": partial(flood, crowded, BUSY, runs),
         }
@@ -60,6 +65,13 @@ def rows(scale: Scale) -> Iterator[Row]:
             peer = f"{name}, {said}"
             figure = "service, flood of one worker, 10 pipelines, durable"
             yield Row(figure, "CPU s a million runs", of["one"], peer, of.get(peer), aimed, notes)
+    yield Row(
+        "the same, from a client that records meanwhile",
+        "CPU s a million runs",
+        of["client"],
+        "the flood of lines that are formed",
+        of["one"],
+    )
     for what, subject in (
         (f"{MANY} workers at once", "many"),
         (f"{BUSY} busy workers beside {IDLE:,} idle ones", "crowd"),
@@ -74,33 +86,54 @@ def rows(scale: Scale) -> Iterator[Row]:
         )
 
 
+def lines_of(runs: int) -> list[bytes]:
+    """As the client forms them: ten pipelines, from 1 to 901 ms, one run in a hundred fails."""
+    buffer = Buffer(max_runs=runs, max_bytes=100 * runs)
+    buffer.open += [
+        (PIPELINES[n % 10], 1 + (n % BURST * 7919) % 900_000 / 1000, n % 100 != 7)
+        for n in range(runs)
+    ]
+    buffer.form_all(FORMED_AT)
+    return [message.line for message in buffer.kept(0)]
+
+
 def flood(service: Service, workers: int, runs: int) -> float:
-    """CPU seconds a million runs, of so many processes at once."""
-    bursts = runs // BURST // workers
+    """CPU seconds a million runs, of so many connections at once.
+
+    Lines are formed beforehand, as the daemons' datagrams are, but for their time.
+    """
+    each = runs // workers
+    now = b"%d" % (time.time_ns() // 10**6)
+    lines = [line.replace(b"%d" % FORMED_AT, now) for line in lines_of(each)]
     with ExitStack() as stack:
-        programs = [
-            stack.enter_context(
-                Program(
-                    "record",
-                    "orbit_ten",
-                    bursts,
-                    BURST,
-                    0,
-                    service=service,
-                    ORBIT_WORKER_NAME=f"flood-{n}",
-                )
-            )
-            for n in range(workers)
+        senders = [
+            stack.enter_context(Worker(service.socket, f"flood-{n}")) for n in range(workers)
         ]
-        for program in programs:
-            program.ready()
-        service.expect(workers)  # the first of each
         cpu = service.cpu_seconds()
-        for program in programs:
-            program.go()
-        recorded: int = sum(program.result()["runs"] for program in programs)
-        service.expect(recorded)
+        for line in lines:
+            for sender in senders:
+                sender.put_line(line)
+        for sender in senders:
+            sender.wait()
+        service.settle()
         spent = service.cpu_seconds() - cpu
+        service.expect(each * workers)
+    return spent / (each * workers) * 1e6
+
+
+def flood_by_client(service: Service, runs: int) -> float:
+    """The same of one worker whose client forms and sends while runs are recorded."""
+    with Program(
+        "record", "orbit_ten", runs // BURST, BURST, 0, service=service, ORBIT_WORKER_NAME="flood"
+    ) as program:
+        program.ready()
+        service.expect(1)  # the first
+        cpu = service.cpu_seconds()
+        program.go()
+        recorded: int = program.result()["runs"]
+        service.settle()
+        spent = service.cpu_seconds() - cpu
+        service.expect(recorded)
     return spent / recorded * 1e6
 
 

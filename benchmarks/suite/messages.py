@@ -149,6 +149,7 @@ def track(service: Service, runs: int) -> tuple[float, float, float]:
         one.go()
         told = one.result()
         service.expect(told["runs"])
+        service.settle()
         received = service.cpu_seconds() - cpu
     worker, thread = told["process_cpu"], told["thread_cpu"]
     each = 1e6 / told["runs"]
