@@ -19,8 +19,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from builders import until
 from busy import FIRING, PENDING, RULES, RUNS, do_a_bit_of_everything
-from conftest import RunningService
 from orbit_service.transport.pages import FOLDER
+from served import Served
 from visitor import FLAGS, Visitor
 
 AXE = FOLDER.parent / "node_modules" / "axe-core" / "axe.min.js"
@@ -55,9 +55,9 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
     """
     visitors: list[Visitor] = []
 
-    def visit(service: RunningService, **options: Any) -> Visitor:
+    def visit(service: Served, **options: Any) -> Visitor:
         context = chromium.new_context(locale="en-GB", timezone_id="Europe/Berlin", **options)
-        visitors.append(Visitor(context, f"http://{service.service.http_address}/"))
+        visitors.append(Visitor(context, f"http://{service.address}/"))
         return visitors[-1]
 
     yield visit
@@ -67,15 +67,11 @@ def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A service that has seen a bit of everything; tests may only look at it."""
     folder = tmp_path_factory.mktemp("busy")
     (folder / "alerts.toml").write_text(RULES)
-    running = RunningService(
-        folder / "worker.sock",
-        ORBIT_STATE=str(folder / "state"),
-        ORBIT_ALERTS=str(folder / "alerts.toml"),
-    )
+    running = Served(folder, ORBIT_ALERTS=str(folder / "alerts.toml"))
     running.start()
     workers = list(do_a_bit_of_everything(running.socket))
     until(lambda: running.ask("worker.stats")["runsLast24Hours"] == RUNS)
@@ -84,29 +80,32 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     yield running
     for worker in workers:
         worker.close(timeout=1.0)
-    running.close()
+    running.stop()
 
 
 @pytest.fixture
-def quiet(tmp_path: Path) -> Iterator[RunningService]:
-    """A service of the test's own that nobody has told anything; it comes back where it was."""
+def address() -> str:
+    """Where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    running = RunningService(
-        tmp_path / "worker.sock", ORBIT_STATE=str(tmp_path / "state"), ORBIT_HTTP=address
-    )
-    running.start()
-    yield running
-    running.close()
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture
-def locked(tmp_path: Path) -> Iterator[RunningService]:
-    """A service that wants TOKEN."""
-    running = RunningService(tmp_path / "locked.sock", ORBIT_TOKEN=TOKEN)
+def quiet(tmp_path: Path, address: str) -> Iterator[Served]:
+    """A service of the test's own that nobody has told anything; it comes back where it was."""
+    running = Served(tmp_path, ORBIT_HTTP=address)
     running.start()
     yield running
-    running.close()
+    running.stop()
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Iterator[Served]:
+    """A service that wants TOKEN."""
+    running = Served(tmp_path, ORBIT_TOKEN=TOKEN)
+    running.start()
+    yield running
+    running.stop()
 
 
 @pytest.fixture

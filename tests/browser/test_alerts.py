@@ -11,8 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from builders import until
 from busy import FIRING, HOSTILE
-from conftest import RunningService
-from orbit_service.hub import Hub
+from served import Served
 
 RULES = """
 [channels.log]
@@ -36,17 +35,15 @@ ODD = "import [daily]*"  # a name that as a pattern is another
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[RunningService]:
+def watched(tmp_path: Path) -> Iterator[Served]:
     """A service of the test's own, whose rule fires while a run is in flight."""
     rules = tmp_path / "alerts.toml"
     rules.write_text(RULES)
-    running = RunningService(
-        tmp_path / "worker.sock", ORBIT_STATE=str(tmp_path / "state"), ORBIT_ALERTS=str(rules)
-    )
+    running = Served(tmp_path, ORBIT_ALERTS=str(rules))
     running.start()
     until(lambda: running.ask("alerts.rules")["rules"])
     yield running
-    running.close()
+    running.stop()
 
 
 @pytest.fixture
@@ -256,16 +253,20 @@ def test_trouble_with_the_file_of_rules_is_said_first(watched, tmp_path, visit):
 
 
 @pytest.fixture
-def hub(tmp_path: Path, postgres_url: str) -> Iterator[RunningService]:
+def hub(tmp_path: Path, postgres_url: str, address: str) -> Iterator[Served]:
     """A hub that misses a worker."""
     rules = tmp_path / "alerts.toml"
     rules.write_text(MISSING)
-    running = RunningService(
-        tmp_path / "no.sock", program=Hub, ORBIT_HISTORY_URL=postgres_url, ORBIT_ALERTS=str(rules)
+    running = Served(
+        tmp_path,
+        "--hub",
+        ORBIT_HTTP=address,
+        ORBIT_HISTORY_URL=postgres_url,
+        ORBIT_ALERTS=str(rules),
     )
     running.start()
     yield running
-    running.close()
+    running.stop()
 
 
 def test_a_hub_shows_what_fires_and_takes_what_is_done_about_it(hub, visit):
