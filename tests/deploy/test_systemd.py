@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from builders import until
-from containers import ROOT, Container, a_volume, need_containers, send_signal
+from containers import ROOT, Container, a_volume, end, need_containers, send_signal
 from managers import Manager
 from orbit_rpc_schema.caller import call
 
@@ -125,6 +125,11 @@ class Systemd(Manager):
         while self.heard()[0] != "READY=1":
             pass
         return started
+
+    def close(self) -> None:
+        for service in self._services:
+            end(service)
+        super().close()
 
     def worker(self, uid: int, code: str, *groups: int) -> subprocess.CompletedProcess[str]:
         """A program of a user's that records."""
