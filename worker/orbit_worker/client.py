@@ -10,6 +10,7 @@ turn a success into a failure.
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import logging
 import math
@@ -21,6 +22,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_rpc_schema.wire import (
@@ -64,6 +66,43 @@ SHORTEST_REPORT_MS = 1_000
 log = logging.getLogger("orbit_worker")
 
 _clients: weakref.WeakSet[MetricsClient] = weakref.WeakSet()
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _plain_first(record_run: F) -> F:
+    """Take the plain run, as nearly all are, by a short way; whatever else goes to `record_run`.
+
+    A call that names none of the rare arguments does not pay for their defaults.
+    """
+
+    @functools.wraps(record_run)
+    def plain(
+        self: MetricsClient,
+        duration_ms: float,
+        success: bool,
+        *,
+        pipeline: str = DEFAULT_PIPELINE,
+        **details: Any,
+    ) -> None:
+        try:
+            is_plain = (
+                not details
+                and pipeline in self._names
+                and 0.0 <= duration_ms <= MAX_DURATION_MS
+                and (success is True or success is False)
+            )
+        except (ArithmeticError, TypeError):
+            is_plain = False  # the long way tells them apart
+        waiting = self._buffer.open
+        if is_plain and len(waiting) <= MAX_OPEN:
+            waiting.append((pipeline, duration_ms, success))
+            if self._sender.parked:
+                self._sender.nudge()
+        else:
+            record_run(self, duration_ms, success, pipeline=pipeline, **details)
+
+    return plain  # type: ignore[return-value]  # the same signature, by wraps
 
 
 class MetricsClient:
@@ -177,6 +216,7 @@ class MetricsClient:
 
     # ------------------------------------------------------------ recording
 
+    @_plain_first
     def record_run(
         self,
         duration_ms: float | None,
@@ -226,11 +266,7 @@ class MetricsClient:
             and final
             and not steps
         ):
-            waiting = self._buffer.open
-            if len(waiting) <= MAX_OPEN and not self._sender.parked:
-                waiting.append((pipeline, duration_ms, success))
-            else:
-                self._put((pipeline, duration_ms, success))
+            self._put((pipeline, duration_ms, success))
         else:
             self._record_detailed(
                 pipeline, duration_ms, success, queue, id, attempt, final, wait_ms, error, steps
