@@ -292,6 +292,19 @@ print(json.dumps(sorted(tops - set(sys.stdlib_module_names))))
     assert json.loads(run_python(tmp_path, code)) == ["orbit_rpc_schema", "orbit_worker"]
 
 
+def test_an_import_leaves_out_what_only_some_need(tmp_path):
+    code = """
+import sys
+import orbit_worker
+dear = {"asyncio", "dataclasses", "inspect", "uuid", "orbit_worker.spool", "orbit_worker.metrics"}
+assert dear.isdisjoint(sys.modules), dear & set(sys.modules)
+from orbit_worker import *
+assert DerivedMetrics().total_runs == RawMetrics().runs_executed == 0
+assert not hasattr(orbit_worker, "metrics_of_another_kind")
+"""
+    run_python(tmp_path, code)
+
+
 def test_an_import_opens_starts_and_handles_nothing(tmp_path):
     code = """
 import os, threading, signal, logging, atexit

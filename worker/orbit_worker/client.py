@@ -18,11 +18,10 @@ import os
 import sys
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_rpc_schema.wire import (
@@ -36,7 +35,6 @@ from orbit_rpc_schema.wire import (
     default_worker_name,
     is_name,
 )
-from orbit_worker.adoption import Adopter
 from orbit_worker.buffer import (
     MAX_OPEN,
     Buffer,
@@ -49,11 +47,14 @@ from orbit_worker.buffer import (
 )
 from orbit_worker.details import ErrorLike, RunStep, clamped, make_detail, steps_json
 from orbit_worker.host import Control, QueueDepths
-from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
 from orbit_worker.reporting import Reporter
 from orbit_worker.sender import Sender
-from orbit_worker.spool import Spool
 from orbit_worker.tracking import Tracker
+
+if TYPE_CHECKING:
+    from orbit_worker.adoption import Adopter
+    from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot
+    from orbit_worker.spool import Spool
 
 MAX_DURATION_MS = MAX_DURATION_US / 1000
 MAX_KNOWN_NAMES = 10_000
@@ -159,7 +160,7 @@ class MetricsClient:
             )
 
     def _begin_session(self) -> None:
-        self.session = uuid.uuid4().hex
+        self.session = os.urandom(16).hex()  # as uuid4 makes one, without its module
         self._started_at_ms = _now_ms()
         self._buffer = Buffer()
         self._spool, adopter = self._make_spool()
@@ -181,6 +182,10 @@ class MetricsClient:
     def _make_spool(self) -> tuple[Spool | None, Adopter | None]:
         if self.spool_dir is None or not self.enabled:
             return None, None
+        # As few have a spool, and a quarter of what importing this package would cost.
+        from orbit_worker.adoption import Adopter
+        from orbit_worker.spool import Spool
+
         buffer = self._buffer
         return (
             Spool(self.spool_dir, self.worker, self.session, buffer, self._hello),
@@ -355,11 +360,15 @@ class MetricsClient:
 
     def get_metrics_snapshot(self) -> MetricsSnapshot:
         """Raw counters, what is derived from them, and when; within 1 s, zeroes without service."""
+        from orbit_worker.metrics import MetricsSnapshot  # as the spool, for its dataclasses
+
         return self._snapshot() or MetricsSnapshot()
 
     def _snapshot(self) -> MetricsSnapshot | None:
         if not self.enabled:
             return None
+        from orbit_worker.metrics import snapshot_of
+
         deadline = time.monotonic() + ANSWER_SECONDS
         if not self._buffer.empty:
             self._sender.flush(ANSWER_SECONDS / 2)
@@ -387,6 +396,9 @@ class MetricsClient:
         interval = _interval(self._interval_ms) if interval_ms is None else interval_ms
         if interval < SHORTEST_REPORT_MS:
             raise ValueError(f"interval_ms is at least {SHORTEST_REPORT_MS}, not {interval}")
+        # In this thread: a child that is forked meanwhile could not import it any more.
+        import orbit_worker.metrics  # noqa: F401
+
         self.connect()
         self._reporter = Reporter(self._report_metrics, interval)
 
@@ -593,6 +605,10 @@ def _after_fork_in_child() -> None:
     for client in list(_clients):
         client._after_fork()
 
+
+if os.environ.get("ORBIT_SPOOL_DIR"):
+    # The first run may find no descriptor free for an import, and must not raise.
+    import orbit_worker.adoption  # noqa: F401
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orbit_rpc_schema.wire import (
     HEARTBEAT_SECONDS,
@@ -28,12 +28,14 @@ from orbit_rpc_schema.wire import (
     notification,
     request,
 )
-from orbit_worker.adoption import Adopter
 from orbit_worker.buffer import MAX_OPEN, Buffer
 from orbit_worker.connection import Connection, Foreign, Gone, wait
 from orbit_worker.host import Control, HostCalls, QueueDepths
 from orbit_worker.process import cpu_seconds, rss_bytes
-from orbit_worker.spool import Spool
+
+if TYPE_CHECKING:
+    from orbit_worker.adoption import Adopter
+    from orbit_worker.spool import Spool
 
 SHARE_SECONDS = 0.05  # how long a result waits for company under load
 IDLE_TURNS = 3  # empty turns before the thread parks

@@ -8,7 +8,6 @@ SystemExit included, and passes.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import threading
 import time
@@ -176,6 +175,8 @@ class Tracker:
 
     def __call__(self, function: F) -> F:
         """Track each call of a function, plain or async."""
+        import inspect  # a tenth of what importing this package would cost
+
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"{function.__qualname__} is a generator: it has not run when its call returns. "
