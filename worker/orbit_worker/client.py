@@ -174,7 +174,7 @@ class MetricsClient:
             self._spool,
             adopter,
         )
-        self._ids = itertools.count(1)
+        self._ids, self._prefix = itertools.count(1), f"{self.session[:12]}-"
         self._will_leave = False
         # Learnt anew in a forked child: with its first name it prepares to leave.
         self._names: set[str] = set()
@@ -423,12 +423,13 @@ class MetricsClient:
         self, pipeline: str, id: str | None, attempt: int | None = None
     ) -> tuple[str, int]:
         """Announce a run under this id, or under one of our own; the id and the start."""
-        id = f"{self.session[:12]}-{next(self._ids)}" if id is None else as_name(id)
+        id = f"{self._prefix}{next(self._ids)}" if id is None else as_name(id)
         now = _now_ms()
         if self.enabled:
             started = Started(pipeline, now, id, attempt)
             self._buffer.running[pipeline, id] = started
-            self._prepare_to_leave()
+            if not self._will_leave:
+                self._prepare_to_leave()
             self._put(started)
         return id, now
 
@@ -442,8 +443,9 @@ class MetricsClient:
     ) -> None:
         if not self.enabled:
             return
-        self._buffer.running.pop((pipeline, detail["id"]), None)
-        self._buffer.progress.pop((pipeline, detail["id"]), None)
+        run = pipeline, detail["id"]
+        self._buffer.running.pop(run, None)
+        self._buffer.progress.pop(run, None)
         self._put(Result(pipeline, duration_ms, success, queue, detail))
 
     def _record_detailed(
