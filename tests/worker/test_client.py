@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import socket
 import subprocess
@@ -12,9 +13,12 @@ from decimal import Decimal
 
 import pytest
 
+import orbit_worker
 from builders import environment, until
 from orbit_worker import DerivedMetrics, MetricsSnapshot, RunStep
+from orbit_worker import record_run as module_run
 from orbit_worker.client import MAX_DURATION_MS, MetricsClient
+from orbit_worker.testing import capture
 
 NAN, INF = float("nan"), float("inf")
 
@@ -83,6 +87,40 @@ def test_a_duration_that_no_clock_gives_is_counted_as_refused(client, service, d
 
     assert service.ask("service.info")["intake"]["dropped"] == {"duration": 1}
     assert service.ask("worker.metrics")["totalRuns"] == 1
+
+
+def test_what_the_short_way_does_not_take_is_what_it_is_said_to_be(client):
+    for way in (client.record_run, orbit_worker.record_run):
+        parameters = inspect.signature(way).parameters
+        assert list(parameters)[:4] == ["duration_ms", "success", "pipeline", "queue"]
+        assert parameters["steps"].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters["attempt"].default == 1
+        with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+            way(5, True, colour="red")
+        with pytest.raises(TypeError, match="positional arguments"):
+            way(5, True, "send")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        ({}, ("default", 5, True, None, None)),
+        ({"pipeline": "send", "success": False}, ("send", 5, False, None, None)),
+        ({"attempt": 1, "queue": None}, ("default", 5, True, None, None)),
+        ({"queue": "fast"}, ("default", 5, True, "fast", {})),
+        ({"final": False}, ("default", 5, True, None, {"final": False})),
+        ({"duration_ms": None}, ("default", 0, True, None, {"untimed": True})),
+        ({"duration_ms": Decimal("2.5")}, ("default", Decimal("2.5"), True, None, None)),
+    ],
+    ids=str,
+)
+def test_the_short_way_and_the_long_way_keep_the_same(arguments, kept):
+    for record_run in (MetricsClient.record_run, lambda _self, *a, **k: module_run(*a, **k)):
+        with capture() as client:
+            for _ in range(2):  # the first time, names are learnt by the long way
+                record_run(client, **{"duration_ms": 5, "success": True, **arguments})
+
+            assert client.runs == [kept, kept]
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 201, "\ud800"])
@@ -254,6 +292,19 @@ print(json.dumps(sorted(tops - set(sys.stdlib_module_names))))
     assert json.loads(run_python(tmp_path, code)) == ["orbit_rpc_schema", "orbit_worker"]
 
 
+def test_an_import_leaves_out_what_only_some_need(tmp_path):
+    code = """
+import sys
+import orbit_worker
+dear = {"asyncio", "dataclasses", "inspect", "uuid", "orbit_worker.spool", "orbit_worker.metrics"}
+assert dear.isdisjoint(sys.modules), dear & set(sys.modules)
+from orbit_worker import *
+assert DerivedMetrics().total_runs == RawMetrics().runs_executed == 0
+assert not hasattr(orbit_worker, "metrics_of_another_kind")
+"""
+    run_python(tmp_path, code)
+
+
 def test_an_import_opens_starts_and_handles_nothing(tmp_path):
     code = """
 import os, threading, signal, logging, atexit
@@ -327,6 +378,25 @@ def test_the_version_is_named_by_argument_then_environment(tmp_path):
 
     assert MetricsClient(environ=environ).version == "2"
     assert MetricsClient(version="3", environ=environ).version == "3"
+
+
+def test_the_modules_function_records_in_a_forked_childs_own_session(service, tmp_path):
+    code = """if True:
+        import os
+        from orbit_worker import default_client, flush, record_run
+        record_run(5, True)
+        if os.fork() == 0:
+            record_run(6, True)
+            record_run(7, True)
+            flush()
+            os._exit(0)
+        record_run(8, True)
+        os.wait()
+    """
+    run_python(tmp_path, code, ORBIT_WORKER_NAME="forks")
+
+    ledger = service.ask("service.ledger")
+    assert sorted(session["counted"] for session in ledger["sessions"]) == [2, 2]
 
 
 def test_a_forked_child_tells_of_no_slots_and_no_queues(tmp_path):

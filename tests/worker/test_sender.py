@@ -120,6 +120,12 @@ def test_a_flush_in_the_middle_of_a_step_waits_for_the_next(scripted, client, mo
     assert scripted.durations_us() == [1000, 2000]
 
 
+def test_under_steady_load_acknowledgements_are_still_taken(scripted, client):
+    until(lambda: record(client, 1) or client._buffer.settled >= 10)
+
+    assert client._buffer.unacknowledged < len(scripted.durations_us())
+
+
 def test_close_says_goodbye(scripted, client):
     record(client, 1)
     assert client.close()

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -72,8 +71,7 @@ Plain = tuple[str, float, bool]
 Entry = Plain | Result | Started | Withdrawn | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One encoded line, and what it took from `open`."""
 
     seq: int
@@ -170,50 +168,23 @@ class Buffer:
 
     def _build(self, at_ms: int, most: int) -> Message:
         entries = list(islice(self.open, most))
-        batches: dict[tuple[str, str | None], Json] = {}
-        started: dict[tuple[str, str], Started] = {}
-        withdrawn: list[Json] = []
+        try:
+            content = _content(entries, at_ms)
+        except (ArithmeticError, TypeError, ValueError):
+            # A number that compares and does not convert; it must not hold up the rest.
+            content = _content([e if _converts(e) else Refused("duration") for e in entries], at_ms)
         refused = dict(self._refused)
-        runs = refusals = 0
-        ended: set[tuple[str, str]] = set()
-        for taken, entry in enumerate(entries):
-            if isinstance(entry, Started):
-                if (entry.pipeline, entry.id) in ended:
-                    # The service takes a message's starts before all else: a run that
-                    # begins again does so in the next.
-                    del entries[taken:]
-                    break
-                started[entry.pipeline, entry.id] = entry
-            elif isinstance(entry, Withdrawn):
-                key = (entry.pipeline, entry.id)
-                if started.pop(key, None) is None:
-                    withdrawn.append({"id": entry.id, "pipeline": entry.pipeline})
-                ended.add(key)
-            elif isinstance(entry, Refused):
-                refused[entry.reason] = refused.get(entry.reason, 0) + entry.results
-                refusals += entry.results
-            else:
-                run = _run_of(entry)
-                try:
-                    _add(batches, entry, at_ms, began=run in started)
-                except (ArithmeticError, TypeError, ValueError):
-                    # A number that compares and does not convert; it must not hold up the rest.
-                    refused["duration"] = refused.get("duration", 0) + 1
-                    refusals += 1
-                    continue
-                runs += 1
-                if run is not None:
-                    # Begun and ended in one message: there is nothing to announce.
-                    started.pop(run, None)
-                    ended.add(run)
-        recorded = self.recorded + runs + refusals
+        for reason, results in content.refused.items():
+            refused[reason] = refused.get(reason, 0) + results
+        runs = sum(len(batch["durationUs"]) for batch in content.batches)
+        recorded = self.recorded + runs + sum(content.refused.values())
         line = record_line(
             seq=self.seq + 1,
             recorded=recorded,
             dropped={**refused, **self._overflow()},
-            batches=list(batches.values()),
-            started=[start_json(start) for start in started.values()],
-            withdrawn=withdrawn,
+            batches=content.batches,
+            started=content.started,
+            withdrawn=content.withdrawn,
         )
         if len(line) > MAX_LINE and len(entries) > 1:
             return self._build(at_ms, len(entries) // 2)
@@ -224,7 +195,7 @@ class Buffer:
             recorded=recorded,
             refused=refused,
             bytes_so_far=self._bytes_so_far + len(line),
-            taken=len(entries),
+            taken=content.taken,
             first=entries[0],
         )
 
@@ -339,30 +310,101 @@ class Buffer:
                 yield Result(*entry)
 
 
-def _run_of(entry: Plain | Result) -> tuple[str, str] | None:
-    """Pipeline and id of a run that has one."""
-    detail = entry.detail if isinstance(entry, Result) else None
-    return (entry[0], detail["id"]) if detail and "id" in detail else None
+class Content(NamedTuple):
+    """What a message tells, and how many entries it took for that."""
+
+    batches: list[Json]
+    started: list[Json]
+    withdrawn: list[Json]
+    refused: dict[str, int]
+    taken: int
+
+
+def _content(entries: Sequence[Entry], at_ms: int) -> Content:
+    """Sort entries into columns. Raises what a duration raises that does not convert."""
+    batches: dict[str | tuple[str, str], Json] = {}
+    started: dict[tuple[str, str], Started] = {}
+    withdrawn: list[Json] = []
+    refused: dict[str, int] = {}
+    ended: set[tuple[str, str]] = set()
+    taken = len(entries)
+    for position, entry in enumerate(entries):
+        if type(entry) is tuple:  # plain, as nearly all are; this way is kept short for them
+            pipeline, duration_ms, success = entry  # type: ignore[misc]  # no named tuple is one
+            batch = batches.get(pipeline)
+            if batch is None:
+                batch = batches[pipeline] = _batch(pipeline, None, at_ms)
+            durations = batch["durationUs"]
+            if not success:
+                batch["failed"].append(len(durations))
+            durations.append(duration_ms)
+        elif isinstance(entry, Result):
+            _add(batches, started, ended, entry, at_ms)
+        elif isinstance(entry, Started):
+            if (entry.pipeline, entry.id) in ended:
+                # The service takes a message's starts before all else: a run that
+                # begins again does so in the next.
+                taken = position
+                break
+            started[entry.pipeline, entry.id] = entry
+        elif isinstance(entry, Withdrawn):
+            key = (entry.pipeline, entry.id)
+            if started.pop(key, None) is None:
+                withdrawn.append({"id": entry.id, "pipeline": entry.pipeline})
+            ended.add(key)
+        elif isinstance(entry, Refused):
+            refused[entry.reason] = refused.get(entry.reason, 0) + entry.results
+    for batch in batches.values():
+        # Whole microseconds, half up; as in _converts.
+        batch["durationUs"] = [int(float(ms) * 1000 + 0.5) for ms in batch["durationUs"]]
+    starts = [start_json(start) for start in started.values()]
+    return Content(list(batches.values()), starts, withdrawn, refused, taken)
+
+
+def _batch(pipeline: str, queue: str | None, at_ms: int) -> Json:
+    batch: Json = {"pipeline": pipeline, "at": at_ms, "durationUs": [], "failed": []}
+    if queue is not None:
+        batch["queue"] = queue
+    return batch
 
 
 def _add(
-    batches: dict[tuple[str, str | None], Json], entry: Plain | Result, at_ms: int, *, began: bool
+    batches: dict[str | tuple[str, str], Json],
+    started: dict[tuple[str, str], Started],
+    ended: set[tuple[str, str]],
+    result: Result,
+    at_ms: int,
 ) -> None:
-    """Put one result into its batch's columns."""
-    pipeline, duration_ms, success = entry[:3]
-    queue, detail = (entry.queue, entry.detail) if isinstance(entry, Result) else (None, None)
-    batch = batches.get((pipeline, queue))
+    """Put one result into its batch's columns; its duration is still in milliseconds."""
+    pipeline, duration_ms, success, queue, detail = result
+    key = pipeline if queue is None else (pipeline, queue)
+    batch = batches.get(key)
     if batch is None:
-        batch = {"pipeline": pipeline, "at": at_ms, "durationUs": [], "failed": []}
-        if queue is not None:
-            batch["queue"] = queue
-        batches[pipeline, queue] = batch
+        batch = batches[key] = _batch(pipeline, queue, at_ms)
     index = len(batch["durationUs"])
-    batch["durationUs"].append(int(float(duration_ms) * 1000 + 0.5))
+    batch["durationUs"].append(duration_ms)
     if not success:
         batch["failed"].append(index)
-    if detail:
-        batch.setdefault("details", {})[index] = {**detail, "began": True} if began else detail
+    if not detail:
+        return
+    if "id" in detail:
+        run = pipeline, detail["id"]
+        ended.add(run)
+        # Begun and ended in one message: there is nothing to announce.
+        if started.pop(run, None) is not None:
+            detail = {**detail, "began": True}
+    batch.setdefault("details", {})[index] = detail
+
+
+def _converts(entry: Entry) -> bool:
+    """False for a result whose duration is no number, though it compares like one."""
+    if isinstance(entry, Started | Withdrawn | Refused):
+        return True
+    try:
+        int(float(entry[1]) * 1000 + 0.5)
+    except (ArithmeticError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _counted(so_far: tuple[int, int], seq: int, runs: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ turn a success into a failure.
 from __future__ import annotations
 
 import atexit
+import functools
 import itertools
 import logging
 import math
@@ -17,10 +18,10 @@ import os
 import sys
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orbit_rpc_schema.caller import CallFailed, call
 from orbit_rpc_schema.wire import (
@@ -34,7 +35,6 @@ from orbit_rpc_schema.wire import (
     default_worker_name,
     is_name,
 )
-from orbit_worker.adoption import Adopter
 from orbit_worker.buffer import (
     MAX_OPEN,
     Buffer,
@@ -47,11 +47,14 @@ from orbit_worker.buffer import (
 )
 from orbit_worker.details import ErrorLike, RunStep, clamped, make_detail, steps_json
 from orbit_worker.host import Control, QueueDepths
-from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
 from orbit_worker.reporting import Reporter
 from orbit_worker.sender import Sender
-from orbit_worker.spool import Spool
 from orbit_worker.tracking import Tracker
+
+if TYPE_CHECKING:
+    from orbit_worker.adoption import Adopter
+    from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot
+    from orbit_worker.spool import Spool
 
 MAX_DURATION_MS = MAX_DURATION_US / 1000
 MAX_KNOWN_NAMES = 10_000
@@ -64,6 +67,43 @@ SHORTEST_REPORT_MS = 1_000
 log = logging.getLogger("orbit_worker")
 
 _clients: weakref.WeakSet[MetricsClient] = weakref.WeakSet()
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _plain_first(record_run: F) -> F:
+    """Take the plain run, as nearly all are, by a short way; whatever else goes to `record_run`.
+
+    A call that names none of the rare arguments does not pay for their defaults.
+    """
+
+    @functools.wraps(record_run)
+    def plain(
+        self: MetricsClient,
+        duration_ms: float,
+        success: bool,
+        *,
+        pipeline: str = DEFAULT_PIPELINE,
+        **details: Any,
+    ) -> None:
+        try:
+            is_plain = (
+                not details
+                and pipeline in self._names
+                and 0.0 <= duration_ms <= MAX_DURATION_MS
+                and (success is True or success is False)
+            )
+        except (ArithmeticError, TypeError):
+            is_plain = False  # the long way tells them apart
+        waiting = self._buffer.open
+        if is_plain and len(waiting) <= MAX_OPEN:
+            waiting.append((pipeline, duration_ms, success))
+            if self._sender.parked:
+                self._sender.nudge()
+        else:
+            record_run(self, duration_ms, success, pipeline=pipeline, **details)
+
+    return plain  # type: ignore[return-value]  # the same signature, by wraps
 
 
 class MetricsClient:
@@ -120,7 +160,7 @@ class MetricsClient:
             )
 
     def _begin_session(self) -> None:
-        self.session = uuid.uuid4().hex
+        self.session = os.urandom(16).hex()  # as uuid4 makes one, without its module
         self._started_at_ms = _now_ms()
         self._buffer = Buffer()
         self._spool, adopter = self._make_spool()
@@ -134,7 +174,7 @@ class MetricsClient:
             self._spool,
             adopter,
         )
-        self._ids = itertools.count(1)
+        self._ids, self._prefix = itertools.count(1), f"{self.session[:12]}-"
         self._will_leave = False
         # Learnt anew in a forked child: with its first name it prepares to leave.
         self._names: set[str] = set()
@@ -142,6 +182,10 @@ class MetricsClient:
     def _make_spool(self) -> tuple[Spool | None, Adopter | None]:
         if self.spool_dir is None or not self.enabled:
             return None, None
+        # As few have a spool, and a quarter of what importing this package would cost.
+        from orbit_worker.adoption import Adopter
+        from orbit_worker.spool import Spool
+
         buffer = self._buffer
         return (
             Spool(self.spool_dir, self.worker, self.session, buffer, self._hello),
@@ -177,6 +221,7 @@ class MetricsClient:
 
     # ------------------------------------------------------------ recording
 
+    @_plain_first
     def record_run(
         self,
         duration_ms: float | None,
@@ -226,11 +271,7 @@ class MetricsClient:
             and final
             and not steps
         ):
-            waiting = self._buffer.open
-            if len(waiting) <= MAX_OPEN and not self._sender.parked:
-                waiting.append((pipeline, duration_ms, success))
-            else:
-                self._put((pipeline, duration_ms, success))
+            self._put((pipeline, duration_ms, success))
         else:
             self._record_detailed(
                 pipeline, duration_ms, success, queue, id, attempt, final, wait_ms, error, steps
@@ -319,11 +360,15 @@ class MetricsClient:
 
     def get_metrics_snapshot(self) -> MetricsSnapshot:
         """Raw counters, what is derived from them, and when; within 1 s, zeroes without service."""
+        from orbit_worker.metrics import MetricsSnapshot  # as the spool, for its dataclasses
+
         return self._snapshot() or MetricsSnapshot()
 
     def _snapshot(self) -> MetricsSnapshot | None:
         if not self.enabled:
             return None
+        from orbit_worker.metrics import snapshot_of
+
         deadline = time.monotonic() + ANSWER_SECONDS
         if not self._buffer.empty:
             self._sender.flush(ANSWER_SECONDS / 2)
@@ -351,6 +396,9 @@ class MetricsClient:
         interval = _interval(self._interval_ms) if interval_ms is None else interval_ms
         if interval < SHORTEST_REPORT_MS:
             raise ValueError(f"interval_ms is at least {SHORTEST_REPORT_MS}, not {interval}")
+        # In this thread: a child that is forked meanwhile could not import it any more.
+        import orbit_worker.metrics  # noqa: F401
+
         self.connect()
         self._reporter = Reporter(self._report_metrics, interval)
 
@@ -375,12 +423,13 @@ class MetricsClient:
         self, pipeline: str, id: str | None, attempt: int | None = None
     ) -> tuple[str, int]:
         """Announce a run under this id, or under one of our own; the id and the start."""
-        id = f"{self.session[:12]}-{next(self._ids)}" if id is None else as_name(id)
+        id = f"{self._prefix}{next(self._ids)}" if id is None else as_name(id)
         now = _now_ms()
         if self.enabled:
             started = Started(pipeline, now, id, attempt)
             self._buffer.running[pipeline, id] = started
-            self._prepare_to_leave()
+            if not self._will_leave:
+                self._prepare_to_leave()
             self._put(started)
         return id, now
 
@@ -394,8 +443,9 @@ class MetricsClient:
     ) -> None:
         if not self.enabled:
             return
-        self._buffer.running.pop((pipeline, detail["id"]), None)
-        self._buffer.progress.pop((pipeline, detail["id"]), None)
+        run = pipeline, detail["id"]
+        self._buffer.running.pop(run, None)
+        self._buffer.progress.pop(run, None)
         self._put(Result(pipeline, duration_ms, success, queue, detail))
 
     def _record_detailed(
@@ -557,6 +607,10 @@ def _after_fork_in_child() -> None:
     for client in list(_clients):
         client._after_fork()
 
+
+if os.environ.get("ORBIT_SPOOL_DIR"):
+    # The first run may find no descriptor free for an import, and must not raise.
+    import orbit_worker.adoption  # noqa: F401
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

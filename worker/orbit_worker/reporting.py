@@ -7,9 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from orbit_rpc_schema.wire import Json
-from orbit_worker.metrics import DerivedMetrics
+
+if TYPE_CHECKING:
+    from orbit_worker.metrics import DerivedMetrics
 
 log = logging.getLogger("orbit_worker")
 

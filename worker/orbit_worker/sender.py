@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orbit_rpc_schema.wire import (
     HEARTBEAT_SECONDS,
@@ -28,14 +28,17 @@ from orbit_rpc_schema.wire import (
     notification,
     request,
 )
-from orbit_worker.adoption import Adopter
 from orbit_worker.buffer import MAX_OPEN, Buffer
 from orbit_worker.connection import Connection, Foreign, Gone, wait
 from orbit_worker.host import Control, HostCalls, QueueDepths
 from orbit_worker.process import cpu_seconds, rss_bytes
-from orbit_worker.spool import Spool
+
+if TYPE_CHECKING:
+    from orbit_worker.adoption import Adopter
+    from orbit_worker.spool import Spool
 
 SHARE_SECONDS = 0.05  # how long a result waits for company under load
+READ_SECONDS = 0.2  # how long what the service says may lie under load, when nobody waits for it
 IDLE_TURNS = 3  # empty turns before the thread parks
 FIRST_RETRY = 0.05
 LAST_RETRY = 2.0
@@ -137,6 +140,7 @@ class Sender:
         self._retry_after = FIRST_RETRY
         self._greeting_until = 0.0
         self._beat_at = 0.0
+        self._read_at = 0.0
         self._asked = False  # for queue depths
         self._said: Said | None = None
         self._news: list[tuple[int, str]] = [] if spool is None else spool.news
@@ -360,14 +364,22 @@ class Sender:
             # Between turns under load an acknowledgement is no reason to wake: it
             # would make each message as small as the answer is quick.
             connection = self._connection
-            listens = self._waiters or self._state is State.GREETING
-            if connection is not None and not listens and not connection.busy:
+            if connection is not None and not self._listens(connection):
                 connection = None
             wait(connection, self._wake_in, SHARE_SECONDS)
             return idle
         if not self._buffer.open:  # else: appended by somebody who saw us awake
             wait(self._connection, self._wake_in, max(self._due_in(time.monotonic()), 0.0))
         return idle
+
+    def _listens(self, connection: Connection) -> bool:
+        """True when what the service says is wanted now, or when there was nothing else to do."""
+        return bool(
+            self.parked
+            or self._waiters
+            or self._state is State.GREETING
+            or connection.busy  # the wait for it ends when there is something to read
+        )
 
     def _due_in(self, now: float) -> float:
         match self._state:
@@ -446,8 +458,10 @@ class Sender:
         connection = self._connection
         if connection is None:
             return
-        for message in connection.read():
-            self._take(message, now)
+        if self._listens(connection) or now >= self._read_at:
+            self._read_at = now + READ_SECONDS
+            for message in connection.read():
+                self._take(message, now)
         if self._state is State.GREETING and now >= self._greeting_until:
             raise Gone("it takes the connection and does not answer")
         connection.push()

@@ -8,7 +8,6 @@ SystemExit included, and passes.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import threading
 import time
@@ -75,18 +74,13 @@ class Run:
         if self._client.session != self._session:
             return  # the run belongs to the process that this one was forked from
         tracker = self._tracker
+        detail: Json = {"id": self.id}
+        if self._steps:
+            detail["steps"] = self._steps[:MAX_STEPS]
+        if error is not None or tracker.says_more:
+            detail |= make_detail(attempt=tracker.attempt, wait_ms=tracker.wait_ms, error=error)
         self._client._end_run(
-            tracker.pipeline,
-            duration_ms,
-            error is None,
-            queue=tracker.queue,
-            detail=make_detail(
-                id=self.id,
-                attempt=tracker.attempt,
-                wait_ms=tracker.wait_ms,
-                error=error,
-                steps=self._steps[:MAX_STEPS],
-            ),
+            tracker.pipeline, duration_ms, error is None, queue=tracker.queue, detail=detail
         )
 
 
@@ -105,7 +99,7 @@ class Step(AbstractContextManager["Step"]):
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        duration_us = round((time.perf_counter() - self._started) * 1_000_000)
+        duration_us = int((time.perf_counter() - self._started) * 1_000_000 + 0.5)
         step: Json = {"name": self._name, "durationUs": duration_us}
         if error is not None:
             step["failed"] = True
@@ -131,12 +125,13 @@ class Tracker:
         wait_ms: float | None = None,
     ) -> None:
         # Here and not at the end of the block, when the host's work is done.
-        if type(attempt) is not int or not isinstance(wait_ms, float | int | None):
+        if type(attempt) is not int or not (wait_ms is None or isinstance(wait_ms, (float, int))):
             raise TypeError("attempt is an int, and wait_ms a number of milliseconds")
         self.pipeline = as_name(pipeline)
         self.attempt = attempt
         self.queue = None if queue is None else as_name(queue)
         self.wait_ms = wait_ms
+        self.says_more = attempt != 1 or wait_ms is not None
         self._id = id
         self._client = client
         self._runs: list[Run] = []
@@ -158,8 +153,11 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        here = _here()
-        run = next((run for run in reversed(self._runs) if run.entered == here), self._runs[-1])
+        runs = self._runs[:]
+        run = runs[-1]
+        if len(runs) > 1:
+            here = _here()
+            run = next((run for run in reversed(runs) if run.entered == here), run)
         self._runs.remove(run)
         run._end(error)
 
@@ -176,6 +174,8 @@ class Tracker:
 
     def __call__(self, function: F) -> F:
         """Track each call of a function, plain or async."""
+        import inspect  # a tenth of what importing this package would cost
+
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"{function.__qualname__} is a generator: it has not run when its call returns. "
@@ -211,8 +211,7 @@ class Tracker:
 
 def _here() -> object:
     """The thread and, where there is one, the asyncio task that runs."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return threading.get_ident(), asyncio and asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return threading.get_ident(), None
+    # current_task alone would raise where no loop runs, which costs more than all of this.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    loop = running and running()
+    return threading.get_ident(), loop and sys.modules["asyncio"].current_task(loop)
