@@ -15,26 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from orbit_rpc_schema.wire import DEFAULT_PIPELINE
 from orbit_worker.buffer import MAX_OPEN
 from orbit_worker.client import MAX_DURATION_MS, MetricsClient
 from orbit_worker.details import ErrorLike, RunStep
+from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, RawMetrics, RecentExecution
 from orbit_worker.tracking import Run, Tracker
-
-if TYPE_CHECKING:
-    from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, RawMetrics, RecentExecution
-else:
-
-    def __getattr__(name: str) -> Any:
-        """The values of get_metrics, once somebody names them: dataclasses are dear to import."""
-        if name not in ("DerivedMetrics", "MetricsSnapshot", "RawMetrics", "RecentExecution"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from orbit_worker import metrics
-
-        return getattr(metrics, name)
-
 
 __all__ = [
     "DerivedMetrics",

@@ -47,13 +47,13 @@ from orbit_worker.buffer import (
 )
 from orbit_worker.details import ErrorLike, RunStep, clamped, make_detail, steps_json
 from orbit_worker.host import Control, QueueDepths
+from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot, snapshot_of
 from orbit_worker.reporting import Reporter
 from orbit_worker.sender import Sender
 from orbit_worker.tracking import Tracker
 
 if TYPE_CHECKING:
     from orbit_worker.adoption import Adopter
-    from orbit_worker.metrics import DerivedMetrics, MetricsSnapshot
     from orbit_worker.spool import Spool
 
 MAX_DURATION_MS = MAX_DURATION_US / 1000
@@ -360,15 +360,11 @@ class MetricsClient:
 
     def get_metrics_snapshot(self) -> MetricsSnapshot:
         """Raw counters, what is derived from them, and when; within 1 s, zeroes without service."""
-        from orbit_worker.metrics import MetricsSnapshot  # as the spool, for its dataclasses
-
         return self._snapshot() or MetricsSnapshot()
 
     def _snapshot(self) -> MetricsSnapshot | None:
         if not self.enabled:
             return None
-        from orbit_worker.metrics import snapshot_of
-
         deadline = time.monotonic() + ANSWER_SECONDS
         if not self._buffer.empty:
             self._sender.flush(ANSWER_SECONDS / 2)
@@ -396,9 +392,6 @@ class MetricsClient:
         interval = _interval(self._interval_ms) if interval_ms is None else interval_ms
         if interval < SHORTEST_REPORT_MS:
             raise ValueError(f"interval_ms is at least {SHORTEST_REPORT_MS}, not {interval}")
-        # In this thread: a child that is forked meanwhile could not import it any more.
-        import orbit_worker.metrics  # noqa: F401
-
         self.connect()
         self._reporter = Reporter(self._report_metrics, interval)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from orbit_rpc_schema.wire import Json
 
 
-@dataclass(frozen=True, slots=True)
-class DerivedMetrics:
+class DerivedMetrics(NamedTuple):
     """This worker's numbers over its current life.
 
     Rates are percent from 0 to 100, execution times whole milliseconds, `uptime`
@@ -29,8 +27,7 @@ class DerivedMetrics:
     total_failed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RecentExecution:
+class RecentExecution(NamedTuple):
     """`timestamp` in epoch milliseconds; `duration` in milliseconds, None where it is unknown."""
 
     timestamp: int
@@ -38,8 +35,7 @@ class RecentExecution:
     success: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RawMetrics:
+class RawMetrics(NamedTuple):
     """The counters behind DerivedMetrics; times are epoch milliseconds or None."""
 
     runs_executed: int = 0
@@ -54,8 +50,7 @@ class RawMetrics:
     recent_executions: tuple[RecentExecution, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class MetricsSnapshot:
+class MetricsSnapshot(NamedTuple):
     """`timestamp`: when the service answered, epoch milliseconds; 0 where it did not."""
 
     raw: RawMetrics = RawMetrics()
@@ -76,7 +71,7 @@ def snapshot_of(answer: Json) -> MetricsSnapshot:
 
 def _known(kind: type[RawMetrics] | type[DerivedMetrics], fields: Json) -> Json:
     """The fields that this version knows; a newer service may send more."""
-    return {name: fields[name] for name in kind.__dataclass_fields__ if name in fields}
+    return {name: fields[name] for name in kind._fields if name in fields}
 
 
 def _snake(fields: Json) -> dict[str, Any]:

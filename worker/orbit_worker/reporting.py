@@ -7,12 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from orbit_rpc_schema.wire import Json
-
-if TYPE_CHECKING:
-    from orbit_worker.metrics import DerivedMetrics
+from orbit_worker.metrics import DerivedMetrics
 
 log = logging.getLogger("orbit_worker")
 
