@@ -6,7 +6,7 @@ Each function takes the collector and a moment, and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from heapq import merge, nlargest
@@ -80,19 +80,11 @@ def metrics(
     if over is None:
         over = _totals(lives, selection.pipeline), uptime
     totals, seconds = over
-    p50, p95, p99 = _quantiles_ms(totals)
     return Metrics(
-        uptime=uptime_text(uptime),
+        **_figures_of(totals),
+        uptime=_uptime_text(uptime),
         uptime_seconds=uptime,
-        total_runs=totals.runs,
-        success_rate=percent(totals.succeeded, totals.runs),
-        error_rate=percent(totals.failed, totals.runs),
         runs_per_hour=runs_per_hour(totals.runs, seconds),
-        avg_execution_time=totals.average_ms,
-        min_execution_time=totals.min_ms,
-        max_execution_time=totals.max_ms,
-        succeeded=totals.succeeded,
-        failed=totals.failed,
         worker_start_time=started,
         last_run_time=totals.last_run_ms,
         timestamp=now_ms,
@@ -101,12 +93,13 @@ def metrics(
         if selection.pipeline is None
         else any(known.has_seen(worker, selection.pipeline) for worker in workers),
         workers_connected=len(lives),
-        p50=p50,
-        p95=p95,
-        p99=p99,
         retries=totals.retries,
         last_life=_last_life(newest_ending(workers)),
     )
+
+
+# Dashboards ask more often than runs end, and than a second passes.
+_uptime_text = lru_cache(maxsize=16)(uptime_text)
 
 
 def _totals(lives: list[Life], pipeline: str | None) -> Stats:
@@ -118,20 +111,57 @@ def _totals(lives: list[Life], pipeline: str | None) -> Stats:
     return parts[0] if len(parts) == 1 else merged(parts)
 
 
-def _quantiles_ms(totals: Stats) -> tuple[int, int, int]:
-    """p50, p95 and p99. Dashboards ask more often than runs end: the same sample, the same
-    answer."""
+def _figures_of(totals: Stats) -> Mapping[str, Any]:
     sample = totals.histogram
-    return _quantiles_of(sample.zeroes, sample.first, sample.lanes, totals.min_us, totals.max_us)
+    return _figures(
+        totals.runs,
+        totals.failed,
+        totals.timed,
+        totals.total_us,
+        totals.min_us,
+        totals.max_us,
+        sample.zeroes,
+        sample.first,
+        sample.lanes,
+    )
 
 
 @lru_cache(maxsize=64)  # up to some kilobytes each
-def _quantiles_of(
-    zeroes: int, first: int, lanes: int, min_us: int, max_us: int
-) -> tuple[int, int, int]:
-    sample = Stats(min_us=min_us, max_us=max_us, histogram=Histogram(zeroes, first, lanes))
-    p50, p95, p99 = sample.quantiles_ms(0.50, 0.95, 0.99)
-    return p50, p95, p99
+def _figures(
+    runs: int,
+    failed: int,
+    timed: int,
+    total_us: int,
+    min_us: int,
+    max_us: int,
+    zeroes: int,
+    first: int,
+    lanes: int,
+) -> Mapping[str, Any]:
+    """What follows from these numbers alone: of the same ones, always the same."""
+    totals = Stats(
+        runs=runs,
+        failed=failed,
+        timed=timed,
+        total_us=total_us,
+        min_us=min_us,
+        max_us=max_us,
+        histogram=Histogram(zeroes, first, lanes),
+    )
+    p50, p95, p99 = totals.quantiles_ms(0.50, 0.95, 0.99)
+    return {
+        "total_runs": runs,
+        "success_rate": percent(totals.succeeded, runs),
+        "error_rate": percent(failed, runs),
+        "avg_execution_time": totals.average_ms,
+        "min_execution_time": totals.min_ms,
+        "max_execution_time": totals.max_ms,
+        "succeeded": totals.succeeded,
+        "failed": failed,
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
+    }
 
 
 def snapshot(collector: Collector, selection: Selection, now_ms: int) -> Snapshot:
