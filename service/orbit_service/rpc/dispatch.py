@@ -17,7 +17,6 @@ import asyncio
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from inspect import isawaitable
 from math import isfinite
 from types import CoroutineType, NoneType
 from typing import Any, Literal, NoReturn, Protocol
@@ -78,6 +77,7 @@ class _Call(Struct, forbid_unknown_fields=True):
 
 
 _alone = msgspec.json.Decoder(_Call)
+_written = msgspec.json.Encoder().encode  # four times as fast as json.dumps
 
 
 class Dispatcher:
@@ -137,7 +137,7 @@ class Dispatcher:
             return _encode(_error(InvalidRequest()))
         if call["method"] not in self._methods:
             return _encode(_error(MethodNotFound(), call["id"])) if "id" in call else None
-        answer = await dispatch_to_serializable(
+        answer: Any = await dispatch_to_serializable(
             call, methods=self._by_library, context=caller, deserializer=_same, validator=_same
         )
         return None if answer is None else _encode(answer)
@@ -193,13 +193,13 @@ def _typed(procedure: Procedure, handle: Callable[[Any, Any], Any]) -> Method:
             raise InvalidParams(problems=_problems(invalid)) from None
         try:
             result = handle(caller, valid)
-            if isawaitable(result):
+            if isinstance(result, CoroutineType):
                 return later(result)
             return to_json(result, mode="json", by_alias=True)
         except Exception as error:  # noqa: BLE001  # whatever it is, its text is ours alone
             raise _told(procedure.name, error) from None
 
-    async def later(result: Awaitable[Any]) -> Any:
+    async def later(result: CoroutineType[Any, Any, Any]) -> Any:
         try:
             return to_json(await result, mode="json", by_alias=True)
         except Exception as error:  # noqa: BLE001  # as above
@@ -267,11 +267,26 @@ def _error(error: OrbitError, id: Any = None) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "error": error.to_json(), "id": id}
 
 
-def _encode(answer: Any) -> bytes:
+def _encode(answer: dict[str, Any]) -> bytes:
     try:
-        return _written(answer).encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        return _written(_error(_unwritable(error), answer["id"])).encode()
+        if _is_finite(answer):
+            return _written(answer)
+    except UnicodeEncodeError:
+        # A lone surrogate, which the standard library escapes, and reads.
+        return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, RecursionError) as error:
+        return _written(_error(_unwritable(error), answer["id"]))
+    return _written(_error(_unwritable(ValueError("a number that is none")), answer["id"]))
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all its numbers can be written; msgspec would make null of the others."""
+    kind = type(value)
+    if kind is dict:
+        return all(map(_is_finite, value.values()))
+    if kind is list:
+        return all(map(_is_finite, value))
+    return kind is not float or isfinite(value)
 
 
 def _unwritable(error: Exception) -> NotSerialisable:
@@ -285,7 +300,3 @@ def _same(value: Any) -> Any:
 
 def _not_json(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
-
-
-# json.dumps would make it anew each time.
-_written = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode

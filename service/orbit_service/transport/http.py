@@ -192,7 +192,7 @@ def _is_plain(request: web.BaseRequest, access: Access) -> bool:
     """Whether it is a call that anyone would let through, and all of it is here."""
     headers, transport = request.headers, request.transport
     return (
-        request.path == RPC_PATH
+        request.raw_path == RPC_PATH
         and request.method == "POST"
         and headers.get("Content-Type") == JSON
         and "Origin" not in headers

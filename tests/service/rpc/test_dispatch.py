@@ -203,7 +203,7 @@ JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=()), max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
@@ -325,6 +325,20 @@ async def test_a_result_that_json_has_no_form_for_is_an_error(dispatcher, method
     answer = await call(dispatcher, method)
     assert answer["error"]["code"] == -32004
     assert answer["id"] == 1
+
+
+@pytest.mark.parametrize(
+    "value", ["a\ud800", "caf\u00e9 \u2028 \n", 2**70, 1e16, 5e-324, -0.0, [[{"": None}]]], ids=repr
+)
+async def test_any_value_of_json_can_be_a_result(dispatcher, value):
+    assert (await call(dispatcher, "echo", [value]))["result"][0] == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+async def test_a_number_that_is_none_is_found_wherever_it_is(value):
+    deep = Procedure("nan", "a number in many", NoParams, dict[str, list[float]])
+    dispatcher = Dispatcher({"nan": lambda _params: {"a": [1.0, value]}}, {"nan": deep})
+    assert (await call(dispatcher, "nan"))["error"]["code"] == -32004
 
 
 @pytest.mark.parametrize("method", ["explode", "unwritable", "nan", "mistyped"])
