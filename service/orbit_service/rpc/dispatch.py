@@ -17,6 +17,7 @@ import asyncio
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from math import isfinite
 from types import CoroutineType, NoneType
 from typing import Any, Literal, NoReturn, Protocol
@@ -43,12 +44,6 @@ from orbit_rpc_schema.procedures import LIVE, PROCEDURES, Procedure
 from orbit_service.rpc.handlers import Handler
 from orbit_service.rpc.incidents import incident
 from orbit_service.rpc.live import Listener
-
-with warnings.catch_warnings():
-    # Its import reads a schema through functions that importlib.resources has deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from jsonrpcserver import Error, Success
-    from jsonrpcserver.async_main import dispatch_to_serializable
 
 MAX_BATCH = 100  # calls; a dashboard asks for a handful at once
 
@@ -137,7 +132,7 @@ class Dispatcher:
             return _encode(_error(InvalidRequest()))
         if call["method"] not in self._methods:
             return _encode(_error(MethodNotFound(), call["id"])) if "id" in call else None
-        answer: Any = await dispatch_to_serializable(
+        answer = await _library().dispatch_to_serializable(
             call, methods=self._by_library, context=caller, deserializer=_same, validator=_same
         )
         return None if answer is None else _encode(answer)
@@ -231,10 +226,22 @@ def _told(method: str, error: Exception) -> OrbitError:
     return incident(method, error)
 
 
+@cache
+def _library() -> Any:
+    """jsonrpcserver, when it is first needed: 2.6 MiB that many a service does without."""
+    with warnings.catch_warnings():
+        # Its import reads a schema through functions that importlib.resources has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from jsonrpcserver import async_main
+    return async_main
+
+
 def _as_library(method: Method) -> Callable[..., Awaitable[Any]]:
     """The method as jsonrpcserver calls one."""
 
     async def library(caller: Caller, /, *args: Any, **kwargs: Any) -> Any:
+        from jsonrpcserver import Error, Success
+
         try:
             result = method(caller, list(args) or kwargs)
             return Success(await result if isinstance(result, CoroutineType) else result)
