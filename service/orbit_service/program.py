@@ -123,6 +123,7 @@ class Program(ABC):
             IDLE_SECONDS,
             HttpOptions,
             bounded,
+            hurried,
             make_app,
             quiet_logger,
         )
@@ -132,9 +133,10 @@ class Program(ABC):
         access = Access(
             address.is_loopback, settings.token, settings.allowed_hosts, settings.cors_origins
         )
+        options = HttpOptions(document, access, self.fault)
         app = make_app(
             dispatcher,
-            HttpOptions(document, access, self.fault),
+            options,
             ready=lambda: self.ready,
             health=self.health,
             live=live,
@@ -152,6 +154,7 @@ class Program(ABC):
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         assert runner.server is not None
+        hurried(runner.server, dispatcher, options)
         _workers, limit = bounds()
         accept = bounded(runner.server, limit, self.fault)
         loop = asyncio.get_running_loop()

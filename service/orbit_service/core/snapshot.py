@@ -6,8 +6,9 @@ Each function takes the collector and a moment, and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from heapq import merge, nlargest
 from itertools import chain, islice
 from typing import Any, Protocol
@@ -35,9 +36,10 @@ from orbit_rpc_schema.procedures import (
 )
 from orbit_rpc_schema.procedures import Stats as StatsView
 from orbit_service.core.collector import Collector
+from orbit_service.core.histogram import Histogram
 from orbit_service.core.ledger import Ledger
 from orbit_service.core.recent import Run
-from orbit_service.core.sessions import EndedLife, InFlight, Session, Worker, newest_ending
+from orbit_service.core.sessions import EndedLife, InFlight, Life, Session, Worker, newest_ending
 from orbit_service.core.stats import (
     Stats,
     merged,
@@ -76,43 +78,97 @@ def metrics(
     started = min((life.started_ms for life in lives), default=None)
     uptime = seconds_since(started, now_ms)
     if over is None:
-        over = merged(life.totals(selection.pipeline) for life in lives), uptime
+        over = _totals(lives, selection.pipeline), uptime
     totals, seconds = over
-    p50, p95, p99 = totals.quantiles_ms(0.50, 0.95, 0.99)
     return Metrics(
-        uptime=uptime_text(uptime),
+        **_figures_of(totals),
+        uptime=_uptime_text(uptime),
         uptime_seconds=uptime,
-        total_runs=totals.runs,
-        success_rate=percent(totals.succeeded, totals.runs),
-        error_rate=percent(totals.failed, totals.runs),
         runs_per_hour=runs_per_hour(totals.runs, seconds),
-        avg_execution_time=totals.average_ms,
-        min_execution_time=totals.min_ms,
-        max_execution_time=totals.max_ms,
-        succeeded=totals.succeeded,
-        failed=totals.failed,
         worker_start_time=started,
         last_run_time=totals.last_run_ms,
         timestamp=now_ms,
         connected=bool(lives),
-        known=any(
-            selection.pipeline is None or known.has_seen(worker, selection.pipeline)
-            for worker in workers
-        ),
+        known=bool(workers)
+        if selection.pipeline is None
+        else any(known.has_seen(worker, selection.pipeline) for worker in workers),
         workers_connected=len(lives),
-        p50=p50,
-        p95=p95,
-        p99=p99,
         retries=totals.retries,
         last_life=_last_life(newest_ending(workers)),
     )
+
+
+# Dashboards ask more often than runs end, and than a second passes.
+_uptime_text = lru_cache(maxsize=16)(uptime_text)
+
+
+def _totals(lives: list[Life], pipeline: str | None) -> Stats:
+    """To read: one series alone is not copied."""
+    if pipeline is None:
+        parts = [stats for life in lives for stats in life.series.values()]
+    else:
+        parts = [life.series[pipeline] for life in lives if pipeline in life.series]
+    return parts[0] if len(parts) == 1 else merged(parts)
+
+
+def _figures_of(totals: Stats) -> Mapping[str, Any]:
+    sample = totals.histogram
+    return _figures(
+        totals.runs,
+        totals.failed,
+        totals.timed,
+        totals.total_us,
+        totals.min_us,
+        totals.max_us,
+        sample.zeroes,
+        sample.first,
+        sample.lanes,
+    )
+
+
+@lru_cache(maxsize=64)  # up to some kilobytes each
+def _figures(
+    runs: int,
+    failed: int,
+    timed: int,
+    total_us: int,
+    min_us: int,
+    max_us: int,
+    zeroes: int,
+    first: int,
+    lanes: int,
+) -> Mapping[str, Any]:
+    """What follows from these numbers alone: of the same ones, always the same."""
+    totals = Stats(
+        runs=runs,
+        failed=failed,
+        timed=timed,
+        total_us=total_us,
+        min_us=min_us,
+        max_us=max_us,
+        histogram=Histogram(zeroes, first, lanes),
+    )
+    p50, p95, p99 = totals.quantiles_ms(0.50, 0.95, 0.99)
+    return {
+        "total_runs": runs,
+        "success_rate": percent(totals.succeeded, runs),
+        "error_rate": percent(failed, runs),
+        "avg_execution_time": totals.average_ms,
+        "min_execution_time": totals.min_ms,
+        "max_execution_time": totals.max_ms,
+        "succeeded": totals.succeeded,
+        "failed": failed,
+        "p50": p50,
+        "p95": p95,
+        "p99": p99,
+    }
 
 
 def snapshot(collector: Collector, selection: Selection, now_ms: int) -> Snapshot:
     """worker.snapshot: the same numbers as worker.metrics, raw and derived."""
     m = metrics(collector, selection, now_ms)
     workers = [worker for worker in collector.select(selection.worker) if worker.life]
-    totals = merged(worker.life.totals(selection.pipeline) for worker in workers if worker.life)
+    totals = _totals([worker.life for worker in workers if worker.life], selection.pipeline)
     reports = [
         session.last_report_ms
         for worker in workers

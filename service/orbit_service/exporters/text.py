@@ -15,8 +15,9 @@ from functools import lru_cache
 from orbit_service.exporters.edges import EDGES, cumulative
 from orbit_service.exporters.families import Distribution, Family, Sample
 
-_LES = [f'le="{edge!r}"}} ' for edge in EDGES]
-_INF = 'le="+Inf"} '
+# All lines of a histogram's buckets; NUL stands for what they have in common. Filled in at
+# once, they take half of the time that a line after the other takes.
+_BUCKETS = "".join(f'\0le="{edge}"}} %d\n' for edge in [*map(repr, EDGES), "+Inf"])
 # One for each series and family of labels; whoever has more makes some of them anew.
 KEPT_LABELS = 20_000
 
@@ -75,10 +76,9 @@ def _lines(
 
 def _histogram(name: str, labels: str, braced: str, value: Distribution) -> str:
     head = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
-    counts = zip(_LES, cumulative(value.histogram), strict=True)
-    buckets = "".join([f"{head}{le}{count}\n" for le, count in counts])
+    buckets = (_BUCKETS % (*cumulative(value.histogram), value.count)).replace("\0", head)
     return (
-        f"{buckets}{head}{_INF}{value.count}\n"
+        f"{buckets}"
         f"{name}_count{braced} {value.count}\n"
         f"{name}_sum{braced} {value.sum_us / 1_000_000!r}\n"
     )

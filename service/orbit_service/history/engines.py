@@ -27,7 +27,7 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import StaticPool
 
@@ -102,7 +102,11 @@ class Database:
 
     def insert(self, table: Any) -> Any:
         """An INSERT that knows ON CONFLICT."""
-        return postgresql.insert(table) if self.shared else sqlite.insert(table)
+        if not self.shared:
+            return sqlite.insert(table)
+        from sqlalchemy.dialects import postgresql  # 2.3 MiB, with all of its drivers
+
+        return postgresql.insert(table)
 
     def now_ms(self, connection: Connection) -> int | None:
         """The database's own clock where many share it, else None."""

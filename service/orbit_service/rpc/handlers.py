@@ -26,7 +26,7 @@ from orbit_service.rpc.past import Past
 from orbit_service.threads import start_thread
 
 Clock = Callable[[], int]  # epoch milliseconds
-# Params model -> result, as `procedures.py` types them, at once or later.
+# Params model -> result, as `procedures.py` types them, or a coroutine of it.
 Handler = Callable[[Any], Any]
 # Pipeline, input -> the id of a pending run. It may take long. Raises RunNotCreated.
 Create = Callable[[str, Any], str]

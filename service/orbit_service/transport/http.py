@@ -17,7 +17,7 @@ from loguru import logger
 from orbit_rpc_schema.procedures import Health
 from orbit_rpc_schema.wire import MAX_LINE
 from orbit_service.exporters.scrape import Busy, Scraper
-from orbit_service.rpc.dispatch import Dispatcher
+from orbit_service.rpc.dispatch import Answer, Dispatcher
 from orbit_service.rpc.live import Live
 from orbit_service.transport.access import PREFLIGHT, Access
 from orbit_service.transport.live import PATH as LIVE_PATH
@@ -25,16 +25,27 @@ from orbit_service.transport.live import add_live, token_of
 from orbit_service.transport.pages import FOLDER, add_pages
 from orbit_service.transport.trpc import add_trpc
 
+RPC_PATH = "/rpc"
 PROBES = ("/livez", "/readyz", "/healthz")
+JSON = "application/json"
 # From the head of a request to the last byte of its answer, whoever sends or reads slowly.
 # A question about the past may have to wait for a database.
 REQUEST_SECONDS = 60.0
 SCRAPE_SECONDS = 15.0
 IDLE_SECONDS = 75.0  # of a connection, before and between requests; proxies keep theirs for 60
+# Bytes of a call that can be read, and of an answer that can be written, without waiting:
+# asyncio holds up whoever writes while more than 65,536 are unread.
+MAX_AT_ONCE = 32_768
 MAX_REFUSALS_SAID = 100  # lines in the log for each reason, and then no more
 # What needs no token. By what is found for a path and not by the path: there are many ways to
 # spell one.
 OPEN = web.AppKey("OPEN", frozenset[web.AbstractResource])
+SAFE = {
+    "Server": "orbit-metrics",
+    # A page elsewhere shall not embed an answer, nor a browser guess what it is.
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,15 +72,12 @@ def make_app(
     """The application; `ready` says whether runs are taken. A hub has no scraper."""
 
     async def rpc(request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
+        if request.content_type != JSON:
             # A form or plain text is what a web page elsewhere can send without asking.
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
         if "Content-Encoding" in request.headers:
             raise web.HTTPUnsupportedMediaType(text="send it without Content-Encoding\n")
-        answer = await dispatcher.answer(await request.read())
-        if answer is None:
-            return web.Response(status=204)
-        return web.Response(body=answer, content_type="application/json")
+        return _answer(await dispatcher.answer(await request.read()))
 
     async def alive(_request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -104,7 +112,7 @@ def make_app(
     app.on_response_prepare.append(_say_who_may_read(options.access))
     add_live(app, dispatcher, live, options.fault)
     app[OPEN] = add_pages(app, options.page)
-    app.router.add_post("/rpc", rpc)
+    app.router.add_post(RPC_PATH, rpc)
     app.router.add_get("/metrics", metrics, allow_head=False)
     app.router.add_get("/livez", alive)
     app.router.add_get("/readyz", readiness)
@@ -126,6 +134,35 @@ def bounded(
         return _HangUp()
 
     return accept
+
+
+def hurried(server: web.Server, dispatcher: Dispatcher, options: HttpOptions) -> None:
+    """Answer a plain call before it is routed and looked at from all sides.
+
+    That takes longer than most answers do. Plain is what needs no refusal, no header of its
+    own and no waiting: the application would answer it with the same bytes, and answers
+    everything else.
+    """
+    routed = server.request_handler
+    access, fault = options.access, options.fault
+    beside = {**access.cors(None), **SAFE}
+    headers = {"Content-Type": JSON, **beside}
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        if not _is_plain(request, access):
+            return await routed(request)
+        begun = dispatcher.begin(await request.read())
+        if isinstance(begun, bytes) and len(begun) <= MAX_AT_ONCE:
+            return web.Response(body=begun, headers=headers)
+        return await _in_time(request, later(begun), fault)
+
+    async def later(begun: Answer | Awaitable[Answer]) -> web.StreamResponse:
+        answer = begun if begun is None or isinstance(begun, bytes) else await begun
+        response = _answer(answer)
+        response.headers.update(beside)
+        return response
+
+    server.request_handler = answer
 
 
 def quiet_logger(fault: Callable[[str], None]) -> logging.Logger:
@@ -151,6 +188,31 @@ class _HangUp(asyncio.Protocol):
         transport.close()
 
 
+def _is_plain(request: web.BaseRequest, access: Access) -> bool:
+    """Whether it is a call that anyone would let through, and all of it is here."""
+    headers, transport = request.headers, request.transport
+    return (
+        request.raw_path == RPC_PATH
+        and request.method == "POST"
+        and headers.get("Content-Type") == JSON
+        and "Origin" not in headers
+        and "Content-Encoding" not in headers
+        and "Expect" not in headers
+        and access.is_called(headers.get("Host", ""))
+        and access.trusts(headers.get("Authorization", ""))
+        and 0 < (request.content_length or 0) <= MAX_AT_ONCE
+        and request.content.is_eof()
+        and transport is not None
+        and not transport.get_write_buffer_size()
+    )
+
+
+def _answer(answer: Answer) -> web.Response:
+    if answer is None:
+        return web.Response(status=204)
+    return web.Response(body=answer, content_type=JSON)
+
+
 async def _write_page(request: web.Request, scraper: Scraper) -> web.StreamResponse:
     accept, encodings = (request.headers.get(name, "") for name in ("Accept", "Accept-Encoding"))
     page = await scraper.scrape(accept, encodings)
@@ -174,24 +236,30 @@ def _hasten(options: HttpOptions) -> Any:
     async def hasten(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == LIVE_PATH:
             return await handler(request)  # which looks after itself
-        response = None
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                response = await handler(request)
-                await response.prepare(request)
-                await response.write_eof()
-                return response
-        except TimeoutError:
-            options.fault("http time-out")
-        except ConnectionResetError as gone:
-            logger.debug("{!r} of {} was cut short: {!r}", request.path, request.remote, gone)
-        # Whoever asked has given up, or is too slow. Without its end nobody takes an
-        # answer for whole.
-        if request.transport is not None:
-            request.transport.abort()
-        return response or web.Response(status=408)
+        return await _in_time(request, handler(request), options.fault)
 
     return hasten
+
+
+async def _in_time(
+    request: web.BaseRequest, answering: Awaitable[web.StreamResponse], fault: Callable[[str], None]
+) -> web.StreamResponse:
+    response = None
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            response = await answering
+            await response.prepare(request)
+            await response.write_eof()
+            return response
+    except TimeoutError:
+        fault("http time-out")
+    except ConnectionResetError as gone:
+        logger.debug("{!r} of {} was cut short: {!r}", request.path, request.remote, gone)
+    # Whoever asked has given up, or is too slow. Without its end nobody takes an
+    # answer for whole.
+    if request.transport is not None:
+        request.transport.abort()
+    return response or web.Response(status=408)
 
 
 def _guard(options: HttpOptions) -> Any:
@@ -236,10 +304,7 @@ def _say_who_may_read(access: Access) -> Any:
         for name, value in headers.items():
             before = response.headers.get(name) if name == "Vary" else None
             response.headers[name] = f"{before}, {value}" if before else value
-        response.headers["Server"] = "orbit-metrics"
-        # A page elsewhere shall not embed an answer, nor a browser guess what it is.
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers.update(SAFE)
 
     return say
 

@@ -33,6 +33,7 @@ from orbit_rpc_schema.procedures import PROCEDURES
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 
 PREFIXES = ("/trpc", "/api/trpc")
+WITHIN = tuple(f"{prefix}/" for prefix in PREFIXES)
 QUERIES = {name for name, procedure in PROCEDURES.items() if procedure.reads}
 MUTATIONS = PROCEDURES.keys() - QUERIES
 
@@ -109,7 +110,7 @@ def add_trpc(app: web.Application, dispatcher: Dispatcher) -> None:
 
 @web.middleware
 async def _refuse(request: web.Request, handler: Any) -> web.StreamResponse:
-    if not request.path.startswith(tuple(f"{prefix}/" for prefix in PREFIXES)):
+    if not request.path.startswith(WITHIN):
         return await handler(request)  # type: ignore[no-any-return]
     try:
         return await handler(request)  # type: ignore[no-any-return]

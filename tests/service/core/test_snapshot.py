@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from builders import (
     HOUR,
@@ -30,6 +32,7 @@ from orbit_rpc_schema.procedures import (
 )
 from orbit_service.core import snapshot
 from orbit_service.core.collector import Collector
+from orbit_service.core.stats import Stats, percent
 
 DAY = 24 * HOUR
 
@@ -103,6 +106,22 @@ ZEROES = {
     "p99": 0,
     "retries": 0,
 }
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**10), st.booleans()), min_size=1, max_size=8))
+def test_each_run_shows_in_the_next_answer(runs: list[tuple[int, bool]]) -> None:
+    """What is kept from answer to answer is that of the same runs."""
+    collector, told = Collector("box"), Stats()
+    for duration_us, failed in runs:
+        has_run(collector, duration_us, failed=[0] if failed else [])
+        told.add_runs([duration_us], int(failed), T0)
+
+        for _ in range(2):
+            m = metrics(collector)
+            assert [m.p50, m.p95, m.p99] == told.quantiles_ms(0.50, 0.95, 0.99)
+            assert (m.min_execution_time, m.max_execution_time) == (told.min_ms, told.max_ms)
+            assert (m.avg_execution_time, m.failed) == (told.average_ms, told.failed)
+            assert m.error_rate == percent(told.failed, told.runs)
 
 
 def test_without_a_worker_every_number_is_zero(collector: Collector) -> None:

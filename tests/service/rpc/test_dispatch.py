@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
-from pydantic import create_model
+from pydantic import Field, create_model
 
+from orbit_rpc_schema.errors import NoSuchSilence, NotConnected
+from orbit_rpc_schema.messages import WRITING
 from orbit_rpc_schema.model import Model, NoParams
-from orbit_rpc_schema.procedures import Procedure
+from orbit_rpc_schema.procedures import LIVE, Procedure
 from orbit_service.rpc.dispatch import MAX_BATCH, Dispatcher
 
 SECTION_7 = json.loads(Path(__file__).with_name("jsonrpc_section7.json").read_text())
+ALONE = [
+    example
+    for example in SECTION_7
+    if example["request"].startswith("{") and "invalid JSON" not in example["name"]
+]
 
 
 class Unwritable:
@@ -27,6 +36,21 @@ class Unwritable:
 def a_procedure(name: str, **params: type) -> Procedure:
     fields: dict[str, Any] = {param: (kind, ...) for param, kind in params.items()}
     return Procedure(name, name, create_model(name, __base__=Model, **fields), Any)
+
+
+class Anything(Model):
+    value: Any = None
+    caller: Any = None  # a name that the dispatcher uses itself
+    self_: Any = Field(None, alias="self")
+
+
+def refuse(_params: Any) -> Any:
+    raise NoSuchSilence(id="x")
+
+
+async def later(_params: Any) -> Any:
+    await asyncio.sleep(0)
+    return {"at": "last"}
 
 
 def explode(_params: Any) -> Any:
@@ -45,6 +69,10 @@ PROCEDURES = {
         Procedure("nan", "a number that is none", NoParams, float),
         Procedure("unwritable", "no type says what it is", NoParams, Any),
         Procedure("mistyped", "another type than was said", NoParams, int),
+        Procedure("later", "an answer that is waited for", NoParams, Any),
+        Procedure("refuse", "an error of the contract", NoParams, Any),
+        Procedure("surrogate", "a text that is none", NoParams, str),
+        Procedure("echo", "what it was given", Anything, Any),
     )
 }
 HANDLERS: dict[str, Callable[[Any], Any]] = {
@@ -57,7 +85,22 @@ HANDLERS: dict[str, Callable[[Any], Any]] = {
     "nan": lambda _params: float("nan"),
     "unwritable": lambda _params: {"it": Unwritable()},
     "mistyped": lambda _params: Unwritable(),
+    "later": later,
+    "refuse": refuse,
+    "surrogate": lambda _params: "a\ud800",
+    "echo": lambda params: [params.value, params.caller, params.self_],
 }
+
+
+class FailingWriter:
+    """A worker's session whose every message brings something else."""
+
+    def write(self, method: str, params: Any) -> Any:
+        if method == "runs.record":
+            raise ValueError("password=hunter2")
+        if method == "worker.heartbeat":
+            raise NotConnected(method=method)
+        return {"given": params}
 
 
 @pytest.fixture
@@ -153,6 +196,64 @@ async def test_no_bytes_bring_it_down(body):
     assert answer is None or json.loads(answer)
 
 
+# ---------------------------------------------------------------- alone and in a batch
+
+# As json.loads reads them: surrogates, numbers of any size, and names twice are among it.
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=()), max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+NAMES = ("minuend", "subtrahend", "a", "b", "c", "value", "caller", "self", "seq", "args")
+CALLS = st.fixed_dictionaries(
+    {"jsonrpc": st.just("2.0"), "method": st.sampled_from([*HANDLERS, *WRITING, *LIVE, "nothing"])},
+    optional={
+        "params": st.lists(st.integers() | JSON_VALUES, max_size=6)
+        | st.dictionaries(st.sampled_from(NAMES), st.integers() | JSON_VALUES, max_size=4),
+        "id": st.integers() | JSON_VALUES,
+        "more": JSON_VALUES,
+    },
+)
+MALFORMED = st.fixed_dictionaries(
+    {},
+    optional={
+        "jsonrpc": st.just("2.0") | JSON_VALUES,
+        "method": st.sampled_from([*HANDLERS]) | JSON_VALUES,
+        "params": JSON_VALUES,
+        "id": JSON_VALUES,
+    },
+)
+
+
+@pytest.fixture
+def one_incident(monkeypatch):
+    """Each incident has an id of its own, by which no two answers would be alike."""
+    monkeypatch.setattr("orbit_service.rpc.incidents.uuid4", lambda: UUID(int=0))
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(call=CALLS | MALFORMED, writer=st.sampled_from([None, FailingWriter()]))
+async def test_a_call_alone_is_answered_as_in_a_batch_to_the_byte(one_incident, call, writer):
+    """Alone it goes past jsonrpcserver; in a batch it does not."""
+    dispatcher, body = Dispatcher(HANDLERS, PROCEDURES), json.dumps(call).encode()
+
+    alone = await dispatcher.answer(body, writer)
+    in_batch = await dispatcher.answer(b"[" + body + b"]", writer)
+
+    assert in_batch == (None if alone is None else b"[" + alone + b"]")
+
+
+@pytest.mark.parametrize("example", ALONE, ids=lambda example: example["name"])
+async def test_the_specifications_example_is_answered_in_a_batch_as_alone(dispatcher, example):
+    answer = await answer_to(dispatcher, f"[{example['request']}]".encode())
+
+    assert answer == (example["response"] and [example["response"]])
+
+
 # ---------------------------------------------------------------- params
 
 
@@ -226,12 +327,35 @@ async def test_a_result_that_json_has_no_form_for_is_an_error(dispatcher, method
     assert answer["id"] == 1
 
 
+@pytest.mark.parametrize(
+    "value", ["a\ud800", "caf\u00e9 \u2028 \n", 2**70, 1e16, 5e-324, -0.0, [[{"": None}]]], ids=repr
+)
+async def test_any_value_of_json_can_be_a_result(dispatcher, value):
+    assert (await call(dispatcher, "echo", [value]))["result"][0] == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+async def test_a_number_that_is_none_is_found_wherever_it_is(value):
+    deep = Procedure("nan", "a number in many", NoParams, dict[str, list[float]])
+    dispatcher = Dispatcher({"nan": lambda _params: {"a": [1.0, value]}}, {"nan": deep})
+    assert (await call(dispatcher, "nan"))["error"]["code"] == -32004
+
+
 @pytest.mark.parametrize("method", ["explode", "unwritable", "nan", "mistyped"])
 async def test_no_exception_text_reaches_a_caller(dispatcher, method):
     answer = json.dumps(await call(dispatcher, method))
     assert '"error"' in answer
     for text in ("hunter2", "ValueError", "Unwritable", "Traceback", "nan"):
         assert text not in answer
+
+
+async def test_no_exception_text_of_a_writing_method_reaches_a_caller(dispatcher):
+    for body in (b"%s", b"[%s]"):
+        answer = await dispatcher.answer(
+            body % json.dumps(a_call("runs.record")).encode(), FailingWriter()
+        )
+        assert b'"incident"' in answer
+        assert b"hunter2" not in answer
 
 
 async def test_an_exception_is_logged_under_the_id_that_the_caller_gets(dispatcher):

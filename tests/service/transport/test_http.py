@@ -6,6 +6,8 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
+from http.client import HTTPConnection
 from io import BytesIO
 from typing import Any
 from urllib.request import urlopen
@@ -31,7 +33,7 @@ from orbit_service.rpc.live import Live
 from orbit_service.settings import Settings
 from orbit_service.state.intake import Intake
 from orbit_service.transport.access import Access
-from orbit_service.transport.http import PROBES, HttpOptions, make_app
+from orbit_service.transport.http import PROBES, HttpOptions, _in_time, make_app
 from orbit_service.transport.listen import bounds
 
 TOKEN = "correct-horse"
@@ -379,6 +381,107 @@ async def test_more_scrapes_than_can_be_written_at_once_are_told_to_come_again(h
     answer = await http.get("/metrics")
 
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+
+
+# ---------------------------------------------------------------- plain calls
+# A plain call is answered before it is routed. The charset below, which says nothing new, sends
+# the same call the long way.
+
+LONG_WAY = {"Content-Type": "application/json; charset=utf-8"}
+
+
+def post(service: RunningService, body: bytes, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers without the time of day, and body."""
+    connection = HTTPConnection(*service.service.http_address, timeout=30)
+    connection.request("POST", "/rpc", body, {"Content-Type": "application/json", **headers})
+    response = connection.getresponse()
+    told = {name: value for name, value in response.getheaders() if name != "Date"}
+    answer = response.status, told, response.read()
+    connection.close()
+    return answer
+
+
+@pytest.fixture
+def at_rest(tmp_path):
+    """A service whose clock stands still."""
+    running = RunningService(tmp_path / "worker.sock", lambda: T0)
+    running.start()
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    {
+        "a call": METRICS,
+        "by position": a_call("worker.metrics", ["a", "b"]),
+        "a call that waits": a_call("worker.metrics", {"window": "5m"}),
+        "a long answer": a_call("rpc.discover"),
+        "a notification": {"jsonrpc": "2.0", "method": "worker.metrics"},
+        "a batch": [METRICS, METRICS],
+        "an error": a_call("worker.metrics", {"x": 1}),
+        "no method": a_call("worker.fire"),
+        "no request": {"jsonrpc": "2.0"},
+        "no call": 5,
+    }.items(),
+    ids=lambda case: case[0],
+)
+def test_a_plain_call_is_answered_as_any_other(at_rest, body):
+    sent = json.dumps(body[1]).encode()
+
+    assert post(at_rest, sent) == post(at_rest, sent, **LONG_WAY)
+
+
+def test_a_plain_call_is_not_routed(service, monkeypatch):
+    routed = []
+
+    def spied(request: Any, *rest: Any) -> Any:
+        routed.append(request.headers["Content-Type"])
+        return _in_time(request, *rest)
+
+    monkeypatch.setattr("orbit_service.transport.http._in_time", spied)
+    for headers in ({}, LONG_WAY):
+        assert post(service, json.dumps(METRICS).encode(), **headers)[0] == 200
+
+    assert routed == list(LONG_WAY.values())
+
+
+def test_what_is_no_json_is_answered_alike(at_rest):
+    assert post(at_rest, b"{") == post(at_rest, b"{", **LONG_WAY)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Authorization": f"Bearer {TOKEN}"}, 200),
+        ({}, 401),
+        ({"Authorization": "Bearer wrong-horse"}, 401),
+        ({"Authorization": f"Bearer {TOKEN}", "Host": "evil.example"}, 403),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "https://evil.example"}, 403),
+        ({"Authorization": f"Bearer {TOKEN}", "Content-Type": "text/plain"}, 415),
+        ({"Authorization": f"Bearer {TOKEN}", "Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_no_call_is_plain_enough_to_pass_the_guard(running_with_token, headers, status):
+    assert post(running_with_token, json.dumps(METRICS).encode(), **headers)[0] == status
+
+
+def test_a_long_body_of_a_running_service_is_bounded(service):
+    assert post(service, json.dumps(METRICS).encode().ljust(MAX_LINE))[0] == 200
+    assert post(service, json.dumps(METRICS).encode().ljust(MAX_LINE + 1))[0] == 413
+
+
+@pytest.mark.parametrize("method", ["worker.metrics", "rpc.discover"])
+def test_whoever_reads_no_answers_is_left(service, monkeypatch, method):
+    monkeypatch.setattr("orbit_service.transport.http.REQUEST_SECONDS", 0.1)
+    body = json.dumps(a_call(method)).encode()
+    call = b"POST /rpc HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    call += b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    with connect(service) as deaf, suppress(ConnectionError):
+        while True:  # until it is hung up on
+            deaf.sendall(call)
+
+    assert faults(service)["http time-out"] == 1
 
 
 # ---------------------------------------------------------------- bounds
