@@ -149,7 +149,7 @@ class Heartbeat(Message):
     """worker.heartbeat: the session lives, every 10 s.
 
     `queues` holds how much waits in each queue, `oldest` since when the first of it does;
-    `progress` how far runs in flight are; `hurry` as in runs.record.
+    `progress` how far runs in flight are.
     """
 
     seq: SequenceNumber
@@ -162,7 +162,6 @@ class Heartbeat(Message):
     oldest: Annotated[dict[Text, EpochMs], Meta(max_length=1_000)] = {}
     last_report_at: EpochMs | None = None
     progress: Annotated[list[Progress], Meta(max_length=MAX_PROGRESS)] = []
-    hurry: bool = False
 
 
 class Reset(Message):

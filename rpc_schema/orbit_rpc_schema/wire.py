@@ -138,13 +138,19 @@ def record_line(
     batches: Sequence[Json],
     started: Sequence[Json] = (),
     withdrawn: Sequence[Json] = (),
+    hurry: bool = False,
 ) -> bytes:
-    """One runs.record line. `recorded` and `dropped` are the session's totals so far."""
+    """One runs.record line. `recorded` and `dropped` are the session's totals so far.
+
+    With `hurry` it says that somebody waits for the acknowledgement.
+    """
     params: Json = {"seq": seq, "recorded": recorded, "dropped": dropped, "batches": batches}
     if started:
         params["started"] = started
     if withdrawn:
         params["withdrawn"] = withdrawn
+    if hurry:
+        params["hurry"] = True
     return encode(notification("runs.record", params))
 
 

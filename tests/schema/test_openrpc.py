@@ -94,7 +94,7 @@ def test_schemas_are_json_schemas(method: dict[str, Any]) -> None:
         ("worker.stats", []),
         (
             "runs.record",
-            ["seq", "recorded", "batches", "dropped", "started", "withdrawn"],
+            ["seq", "recorded", "batches", "dropped", "started", "withdrawn", "hurry"],
         ),
     ],
 )

@@ -481,3 +481,41 @@ def test_an_exception_at_any_instruction_loses_and_doubles_nothing(act):
         if not interrupted:
             break
     assert instruction > 20
+
+
+# ---------------------------------------------------------------- in a hurry
+
+
+def test_what_is_formed_in_a_hurry_says_so() -> None:
+    buffer = Buffer()
+    record(buffer, 1)
+    buffer.form_all(T0, hurry=True)
+
+    assert [message.get("hurry") for message in formed(buffer)] == [True]
+
+
+def test_for_what_was_formed_before_a_message_of_its_own_says_so_once() -> None:
+    buffer = Buffer()
+    record(buffer, 1)
+    buffer.form_all(T0)
+    for _ in range(2):
+        buffer.hurry()
+
+    assert [message.get("hurry") for message in formed(buffer)] == [None, True]
+    assert formed(buffer)[1] == {
+        "seq": 2,
+        "recorded": 1,
+        "dropped": {},
+        "batches": [],
+        "hurry": True,
+    }
+
+
+def test_nothing_hurries_what_is_acknowledged() -> None:
+    buffer = Buffer()
+    record(buffer, 1)
+    buffer.form_all(T0)
+    buffer.acknowledge(1)
+    buffer.hurry()
+
+    assert formed(buffer) == []

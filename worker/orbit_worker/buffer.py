@@ -82,7 +82,8 @@ class Message(NamedTuple):
     bytes_so_far: int
     taken: int
     first: Entry | None
-    kind: Literal["record", "heartbeat"] = "record"
+    kind: Literal["record", "sign"] = "record"  # a sign carries no results; it may be lost
+    hurry: bool = False
 
 
 class Buffer:
@@ -111,6 +112,7 @@ class Buffer:
         # Dropped after they had been sent: whether they were counted, the next
         # connect tells.
         self._dropped_sent: deque[tuple[int, int]] = deque()
+        self._hurried = 0  # the number of the newest message that says so
         self._sent = 0  # the highest sequence number handed to this connection's socket
 
     # ------------------------------------------------------------ forming
@@ -120,25 +122,46 @@ class Buffer:
         with self._overflow_lock:
             self._overflowed += 1
 
-    def form(self, at_ms: int) -> bool:
+    def form(self, at_ms: int, *, hurry: bool = False) -> bool:
         """Turn what is open, or its first RUNS_A_MESSAGE, into one message; False: nothing was."""
         if self._overflowed:
             with self._overflow_lock:
                 count, self._overflowed = self._overflowed, 0
             self.open.append(Refused("overload", count))
         if self._unsettled is None and self.open:
-            self._unsettled = self._build(at_ms, RUNS_A_MESSAGE)
+            self._unsettled = self._build(at_ms, RUNS_A_MESSAGE, hurry=hurry)
         formed = self._unsettled is not None
         if self._unsettled is not None:
             self._settle(self._unsettled)
         self._keep_bounds()  # in any case: an interruption may have cut it short
         return formed
 
-    def form_all(self, at_ms: int, after_each: Callable[[], object] = lambda: None) -> None:
-        """Form what is open now; a caller who goes on recording does not keep us here."""
+    def form_all(
+        self,
+        at_ms: int,
+        after_each: Callable[[], object] = lambda: None,
+        *,
+        hurry: bool = False,
+    ) -> None:
+        """Form what is open now; a caller who goes on recording does not keep us here.
+
+        With `hurry` it says that somebody waits for the acknowledgement.
+        """
         for _ in range(len(self.open) // RUNS_A_MESSAGE + 1):
-            self.form(at_ms)
+            self.form(at_ms, hurry=hurry)
             after_each()
+
+    def hurry(self) -> None:
+        """Form a message that says so of those before it, where none of them does."""
+        if self._hurried < self.seq and not self.acknowledged(self.seq):
+            line = record_line(
+                seq=self.seq + 1,
+                recorded=self.recorded,
+                dropped=self.dropped,
+                batches=[],
+                hurry=True,
+            )
+            self._settle(self._sign(line, hurry=True))
 
     def beat(self, cpu_seconds: float, rss_bytes: int, **fields: Any) -> None:
         """Form a heartbeat. It takes a number like any message; a lost one is a legal gap."""
@@ -152,21 +175,23 @@ class Buffer:
             progress=[tell() for tell in list(self.progress.values())[-MAX_PROGRESS:]],
             **fields,
         )
-        self._settle(
-            Message(
-                seq=self.seq + 1,
-                line=line,
-                runs=0,
-                recorded=self.recorded,
-                refused=self._refused,
-                bytes_so_far=self._bytes_so_far + len(line),
-                taken=0,
-                first=None,
-                kind="heartbeat",
-            )
+        self._settle(self._sign(line))
+
+    def _sign(self, line: bytes, *, hurry: bool = False) -> Message:
+        return Message(
+            seq=self.seq + 1,
+            line=line,
+            runs=0,
+            recorded=self.recorded,
+            refused=self._refused,
+            bytes_so_far=self._bytes_so_far + len(line),
+            taken=0,
+            first=None,
+            kind="sign",
+            hurry=hurry,
         )
 
-    def _build(self, at_ms: int, most: int) -> Message:
+    def _build(self, at_ms: int, most: int, *, hurry: bool) -> Message:
         entries = list(islice(self.open, most))
         try:
             content = _content(entries, at_ms)
@@ -185,9 +210,10 @@ class Buffer:
             batches=content.batches,
             started=content.started,
             withdrawn=content.withdrawn,
+            hurry=hurry,
         )
         if len(line) > MAX_LINE and len(entries) > 1:
-            return self._build(at_ms, len(entries) // 2)
+            return self._build(at_ms, len(entries) // 2, hurry=hurry)
         return Message(
             seq=self.seq + 1,
             line=line,
@@ -197,11 +223,14 @@ class Buffer:
             bytes_so_far=self._bytes_so_far + len(line),
             taken=content.taken,
             first=entries[0],
+            hurry=hurry,
         )
 
     def _settle(self, message: Message) -> None:
         """Make the message part of the buffer; safe to repeat after an interruption."""
         self._formed[message.seq] = message
+        if message.hurry:
+            self._hurried = message.seq
         self.seq = message.seq
         self.recorded = message.recorded
         self._refused = message.refused
@@ -259,7 +288,7 @@ class Buffer:
             self._dropped_sent.popleft()
         self._sent = acked  # what an older connection carried beyond that is not counted
         for number, message in list(self._formed.items()):
-            if message.kind == "heartbeat":
+            if message.kind == "sign":
                 del self._formed[number]
 
     # ------------------------------------------------------------ figures

@@ -427,7 +427,9 @@ class Sender:
             self._drop_connection()
         self._in_step = True
         self._steps += 1
-        self._buffer.form_all(wall_clock(), after_each=self._look_at_floods)
+        self._buffer.form_all(
+            wall_clock(), after_each=self._look_at_floods, hurry=bool(self._waiters)
+        )
         if self._spool is not None:
             self._spool.keep(now)
         try:
@@ -507,6 +509,8 @@ class Sender:
         if self._adopter is not None:
             self._adopter.look_when_due(now)
         self._beat_when_due(now)
+        if self._waiters:
+            self._buffer.hurry()
         while not connection.busy:
             message = self._buffer.after(self._position)
             if message is not None:

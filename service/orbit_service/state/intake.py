@@ -91,8 +91,6 @@ class Intake:
             session.durable = session.acked
         else:
             self.journal.mark(session.id, session.acked)
-        if beat.hurry and self.journal is not None:
-            self.journal.hasten()
 
     def reset(self, session: Session, now_ms: int) -> None:
         self.collector.reset(session, now_ms)

@@ -1,0 +1,32 @@
+"""Who waits for the acknowledgement gets it soon, whatever the service does with others."""
+
+from __future__ import annotations
+
+import pytest
+
+from conftest import RunningService
+
+
+@pytest.fixture
+def resting(tmp_path, monkeypatch):
+    """A service whose journal rests for a minute where nobody waits."""
+    monkeypatch.setattr("orbit_service.state.journal.LONG_REST", 60.0)
+    running = RunningService(tmp_path / "worker.sock", ORBIT_STATE=tmp_path / "state")
+    running.start()
+    yield running
+    running.close()
+
+
+def test_a_flush_does_not_wait_for_the_long_rest_of_the_journal(resting, client):
+    for number in range(3):
+        client.record_run(number, True)
+        assert client.flush(20)
+
+
+def test_nor_does_one_for_what_was_sent_before(resting, client):
+    client.record_run(1, True)
+    assert client.flush(20)
+    client.record_run(2, True)
+    while resting.ask("worker.metrics")["totalRuns"] < 2:
+        pass
+    assert client.flush(20)
