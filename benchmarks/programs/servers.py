@@ -1,15 +1,18 @@
 """
-Two HTTP servers to compare with, as one would write them in an afternoon.
+Servers to compare with, as one would write them in an afternoon.
 
     servers.py bare|jsonrpcserver
+    servers.py reader PATH
 
-Each prints its port and serves until its input ends. The answer is as long as worker.metrics'.
+The first two answer over HTTP, as much as worker.metrics does; each prints its port. The last
+reads a Unix socket, and does nothing with what it reads. They serve until their input ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import warnings
 
@@ -65,6 +68,28 @@ def as_it_comes() -> web.Application:
     return app
 
 
+async def read(path: str) -> None:
+    loop = asyncio.get_running_loop()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    listener.setblocking(False)
+
+    def accept() -> None:
+        connection, _ = listener.accept()
+
+        def readable() -> None:
+            if not connection.recv(262_144):
+                loop.remove_reader(connection)
+                connection.close()
+
+        loop.add_reader(connection, readable)
+
+    loop.add_reader(listener, accept)
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+
 async def serve(name: str) -> None:
     if name == "bare":
         app = web.Application()
@@ -81,4 +106,4 @@ async def serve(name: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1]))
+    asyncio.run(read(sys.argv[2]) if sys.argv[1] == "reader" else serve(sys.argv[1]))

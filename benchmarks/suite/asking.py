@@ -80,8 +80,15 @@ def measured(server: Server, seconds: float) -> tuple[float, float]:
 @contextmanager
 def server(name: str) -> Iterator[Server]:
     """In our own environment: aiohttp is that of the service."""
+    with started(name) as (pid, said):
+        yield Server(pid, int(said))
+
+
+@contextmanager
+def started(*arguments: object) -> Iterator[tuple[int, str]]:
+    """One of programs/servers.py: its process, and what it says when it is ready."""
     process = subprocess.Popen(
-        [sys.executable, PROGRAMS / "servers.py", name],
+        [sys.executable, PROGRAMS / "servers.py", *map(str, arguments)],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -89,17 +96,21 @@ def server(name: str) -> Iterator[Server]:
     )
     try:
         assert process.stdout is not None
-        yield Server(process.pid, int(process.stdout.readline()))
+        yield process.pid, process.stdout.readline().strip()
     finally:
         stop(process)
 
 
-def requests(port: int, seconds: float) -> float:
-    """Answers a second. Each connection asks again when it is answered."""
-    asked = (
+def request_to(port: int) -> bytes:
+    return (
         b"POST /rpc HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (port, len(BODY), BODY)
     )
+
+
+def requests(port: int, seconds: float) -> float:
+    """Answers a second. Each connection asks again when it is answered."""
+    asked = request_to(port)
     answered, began = 0, time.perf_counter()
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -9,6 +10,7 @@ from math import ceil
 from benchmarks.harness import Program, Sample, Service, say
 from benchmarks.scale import Scale
 from benchmarks.scrape import Pinging
+from benchmarks.suite.asking import is_whole, request_to, server
 from benchmarks.table import Row, Target
 
 GAP_MS = 250  # three turns of the sender, after which its thread is parked, and a commit
@@ -28,12 +30,34 @@ def rows(scale: Scale) -> Iterator[Row]:
             service.expect(scale.visible // PARTS + 1)
             say(f"  latency: part {number + 1} of {PARTS}")
     every = [took for part in taken for took in part]
-    p50, p99 = (Sample.of([quantile(every, q)]) for q in (0.5, 0.99))
+    with server("bare") as bare:
+        rested = answered_after_rest(bare.port, max(scale.visible // PARTS, 8))
     figure = "from `record_run` to visible in `worker.metrics`, idle system"
-    of = f"of {len(every)} runs"
-    yield Row(f"{figure}, p50", "ms", p50, notes=[f"Idle system: {of}."])
-    yield Row(f"{figure}, p99", "ms", p99, target=Target(5), notes=[f"Idle system: {of}."])
+    peer = "a bare aiohttp handler's answer, after the same rest"
+    notes = [
+        f"Idle system: of {len(every)} runs and {len(rested)} answers, each after a quarter of a "
+        "second of rest. What a machine takes to wake is in both."
+    ]
+    for q, target in ((0.5, None), (0.99, Target(5))):
+        ours, theirs = (Sample.of([quantile(took, q)]) for took in (every, rested))
+        yield Row(
+            f"{figure}, p{q * 100:g}", "ms", ours, f"{peer}, p{q * 100:g}", theirs, target, notes
+        )
     yield acknowledged(scale)
+
+
+def answered_after_rest(port: int, times: int) -> list[float]:
+    """Milliseconds until a server answers that has rested."""
+    taken = []
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for _ in range(times):
+            time.sleep(GAP_MS / 1000)
+            began, received = time.perf_counter(), bytearray()
+            connection.sendall(request_to(port))
+            while not is_whole(received):
+                received += connection.recv(65_536)
+            taken.append((time.perf_counter() - began) * 1000)
+    return taken
 
 
 def acknowledged(scale: Scale) -> Row:

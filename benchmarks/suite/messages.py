@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
 from benchmarks.daemons import Receiver, daemons, run_lines
-from benchmarks.harness import Program, Sample, Service, idle_share, say, take_turns
+from benchmarks.harness import (
+    Program,
+    Sample,
+    Service,
+    cpu_seconds,
+    idle_share,
+    say,
+    take_turns,
+    temporary_folder,
+)
 from benchmarks.scale import Scale
 from benchmarks.scrape import Worker
+from benchmarks.suite.asking import started
 from benchmarks.table import Row, Target
+from orbit_rpc_schema.wire import record_line
 
 RATE = 1_000  # messages a second
 WARM = 1  # runs that a program records before it is ready
@@ -19,11 +31,17 @@ WARM = 1  # runs that a program records before it is ready
 
 def rows(scale: Scale) -> Iterator[Row]:
     count = int(scale.message_seconds * RATE)
-    with Service() as service, daemons() as peers:
+    with (
+        Service() as service,
+        daemons() as peers,
+        temporary_folder() as folder,
+        started("reader", f"{folder}/reader.sock") as (reader, _),
+    ):
         time.sleep(scale.settle_seconds)
         netdata = peers["netdata"]
         subjects: dict[str, Callable[[], float]] = {
             "one": partial(one_connection, service, count),
+            "reader": partial(only_read, reader, f"{folder}/reader.sock", count),
         }
         if scale.message_workers:
             subjects["many"] = partial(many_workers, service, count, scale.message_workers)
@@ -38,7 +56,7 @@ def rows(scale: Scale) -> Iterator[Row]:
     say("  messages: idle, " + ", ".join(f"{name} {share:.2%}" for name, share in rest.items()))
     of: dict[str, Sample] = {}
     for name, values in taken.items():
-        at_rest = rest["netdata" if name == "netdata" else "service"]
+        at_rest = {"netdata": rest.get("netdata", 0.0), "reader": 0.0}.get(name, rest["service"])
         of[name] = Sample.of([(share - at_rest) / RATE * 1e6 for share in values])
     theirs = of.get("netdata")
     said = "netdata is not installed." if theirs is None else f"netdata lost {lost} datagrams."
@@ -51,6 +69,13 @@ def rows(scale: Scale) -> Iterator[Row]:
         theirs,
         Target(25, ambition=15),
         notes,
+    )
+    yield Row(
+        f"service, one run a message, {RATE:,} messages/s",
+        "CPU us a message",
+        of["one"],
+        "an asyncio loop that reads them, and does nothing else",
+        of["reader"],
     )
     if "many" in of:
         each = RATE // scale.message_workers
@@ -70,6 +95,23 @@ def one_connection(service: Service, count: int) -> float:
         worker.wait()
         service.expect(count)
     return share
+
+
+def only_read(pid: int, path: str, count: int) -> float:
+    """The share of a core of a process that reads lines as long."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+
+        def put(number: int) -> None:
+            now = time.time_ns() // 10**6
+            batch = {"pipeline": f"p{number % 10}", "at": now, "durationUs": [5_000 + number]}
+            connection.sendall(
+                record_line(seq=number + 1, recorded=number + 1, dropped={}, batches=[batch])
+            )
+
+        cpu, began = cpu_seconds(pid), time.monotonic()
+        paced(put, count)
+        return (cpu_seconds(pid) - cpu) / (time.monotonic() - began)
 
 
 def many_workers(service: Service, count: int, workers: int) -> float:
