@@ -123,9 +123,9 @@ class Program(ABC):
             IDLE_SECONDS,
             HttpOptions,
             bounded,
-            hurried,
             make_app,
             quiet_logger,
+            take_plain_calls,
         )
         from orbit_service.transport.listen import bounds
 
@@ -154,7 +154,7 @@ class Program(ABC):
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         assert runner.server is not None
-        hurried(runner.server, dispatcher, options)
+        take_plain_calls(runner.server, dispatcher, options)
         _workers, limit = bounds()
         accept = bounded(runner.server, limit, self.fault)
         loop = asyncio.get_running_loop()

@@ -136,7 +136,7 @@ def bounded(
     return accept
 
 
-def hurried(server: web.Server, dispatcher: Dispatcher, options: HttpOptions) -> None:
+def take_plain_calls(server: web.Server, dispatcher: Dispatcher, options: HttpOptions) -> None:
     """Answer a plain call before it is routed and looked at from all sides.
 
     That takes longer than most answers do. Plain is what needs no refusal, no header of its
