@@ -44,8 +44,9 @@ def rows(scale: Scale) -> Iterator[Row]:
 
 
 def later(scale: Scale) -> Iterator[Row]:
-    """Memory and cost of the last runs, beside those of the first."""
+    """Memory and cost of the last runs, beside those of the first, in so many parts each."""
     first, *others = scale.later
+    parts = scale.rounds
     with Service() as service:
         time.sleep(scale.settle_seconds)
         cost, memory, done = {}, {}, 0
@@ -56,7 +57,7 @@ def later(scale: Scale) -> Iterator[Row]:
                 flooded(service, part)
                 done += part
                 say(f"  later: {done:,} runs")
-            cost[total] = Sample.of([flooded(service, first)])
+            cost[total] = Sample.of([flooded(service, first // parts) for _ in range(parts)])
             done += first
             memory[total] = Sample.of([service.resident_mib()])
     for total in others:
