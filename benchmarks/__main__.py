@@ -1,7 +1,7 @@
 """
 All figures, each beside its peer, and whether its target is met.
 
-    .venv/bin/python -m benchmarks [--scale quick|full|long] [--only flood ...] [--write FILE]
+    .venv/bin/python -m benchmarks [--scale quick|full] [--only flood ...] [--write FILE]
 
 A figure that lost a run, or counted one twice, ends it: no table is written.
 """

@@ -35,14 +35,14 @@ class Scale:
 
 QUICK = Scale(
     name="quick",
-    rounds=3,
+    rounds=2,
     settle_seconds=1.0,
     calls=20_000,
     rates=(10_000,),
     paced_seconds=0.6,
     quiet_rounds=1,
     quiet_seconds=10.5,
-    flood_runs=400_000,
+    flood_runs=200_000,
     message_seconds=1.0,
     message_workers=0,
     asked_seconds=0.5,
@@ -50,9 +50,9 @@ QUICK = Scale(
     window_seconds=3.0,
     history_kept_ms=(HOUR, DAY, 31 * DAY),
     history_rounds=4,
-    scrapes=3,
+    scrapes=2,
     later=(100_000, 1_000_000),
-    starts=3,
+    starts=2,
     rule_seconds=0.0,
 )
 FULL = Scale(

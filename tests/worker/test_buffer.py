@@ -511,6 +511,16 @@ def test_for_what_was_formed_before_a_message_of_its_own_says_so_once() -> None:
     }
 
 
+def test_what_says_so_itself_needs_no_other_after_a_heartbeat() -> None:
+    buffer = Buffer()
+    record(buffer, 1)
+    buffer.form_all(T0, hurry=True)
+    buffer.beat(0.0, 0)
+    buffer.hurry()
+
+    assert [message["seq"] for message in formed(buffer)] == [1, 2]
+
+
 def test_nothing_hurries_what_is_acknowledged() -> None:
     buffer = Buffer()
     record(buffer, 1)

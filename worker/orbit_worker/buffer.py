@@ -152,8 +152,9 @@ class Buffer:
             after_each()
 
     def hurry(self) -> None:
-        """Form a message that says so of those before it, where none of them does."""
-        if self._hurried < self.seq and not self.acknowledged(self.seq):
+        """Form a message that says so of the results before it, where none of theirs does."""
+        kept = reversed(self._formed.values())
+        if next((m.seq for m in kept if m.kind == "record"), 0) > self._hurried:
             line = record_line(
                 seq=self.seq + 1,
                 recorded=self.recorded,
