@@ -262,7 +262,7 @@ def wait_until(look: Callable[[], T | None], process: subprocess.Popen[Any]) -> 
     while (found := look()) is None:
         if process.poll() is not None or time.monotonic() > until:
             raise RuntimeError(f"{process.args!r} does not start")
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # between two looks at another process
     return found
 
 
@@ -273,5 +273,5 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
 def idle_share(cpu: Callable[[], float], seconds: float) -> float:
     """How much of a core somebody takes who has nothing to do."""
     began, spent = time.monotonic(), cpu()
-    time.sleep(seconds)
+    time.sleep(seconds)  # of rest, which is what is measured
     return (cpu() - spent) / (time.monotonic() - began)

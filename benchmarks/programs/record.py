@@ -250,7 +250,9 @@ def main() -> None:
         if not every and number % FLUSH_EVERY == FLUSH_EVERY - 1:
             subject.finish()
         elif every:
-            time.sleep(max(began + (number + 1) * every / 1000 - time.perf_counter(), 0.0))
+            time.sleep(
+                max(began + (number + 1) * every / 1000 - time.perf_counter(), 0.0)
+            )  # the pace
     subject.finish()
     told = {
         "runs": bursts * size,

@@ -34,7 +34,7 @@ def main() -> None:
     sys.stdin.readline()
     took = []
     for run in range(2, runs + 2):
-        time.sleep((gap + number.uniform(0, 50)) / 1000)
+        time.sleep((gap + number.uniform(0, 50)) / 1000)  # the quiet that is told of above
         began = time.perf_counter()
         client.record_run(5.0, True)
         seen = 0

@@ -42,7 +42,7 @@ def rows(scale: Scale) -> Iterator[Row]:
     ):
         worker.ready()
         service.expect(RUNS)
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         ours = Server(service.pid, int(service.http.rpartition(":")[2]))
         servers = {"ours": ours, "bare": bare, "jsonrpcserver": comes}
         subjects = {name: partial(measured, each, seconds) for name, each in servers.items()}

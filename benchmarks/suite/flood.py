@@ -38,7 +38,7 @@ def rows(scale: Scale) -> Iterator[Row]:
         for said, tersely in ((IN_FULL, False), (TERSELY, True))
     }
     with Service() as alone, Service() as crowded, daemons() as peers, idle(crowded):
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         subjects: dict[str, Callable[[], float]] = {
             "one": partial(flood, alone, 1, runs),
             "client": partial(flood_by_client, alone, runs),
@@ -140,7 +140,7 @@ def flood_by_client(service: Service, runs: int) -> float:
 def flood_peer(peer: Statsd, datagrams: list[bytes], runs: int) -> float:
     cpu = peer.cpu_seconds()
     peer.flood(datagrams)
-    time.sleep(COMES_IN[peer.name])
+    time.sleep(COMES_IN[peer.name])  # what it puts off is in the figure then
     return (peer.cpu_seconds() - cpu) / runs * 1e6
 
 

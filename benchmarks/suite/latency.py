@@ -21,7 +21,7 @@ FLOODS = 2  # workers
 def rows(scale: Scale) -> Iterator[Row]:
     taken: list[list[float]] = []
     with Service() as service:
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         for number in range(PARTS):
             with Program("visible", scale.visible // PARTS, GAP_MS, service=service) as program:
                 program.ready()
@@ -51,7 +51,7 @@ def answered_after_rest(port: int, times: int) -> list[float]:
     taken = []
     with socket.create_connection(("127.0.0.1", port)) as connection:
         for _ in range(times):
-            time.sleep(GAP_MS / 1000)
+            time.sleep(GAP_MS / 1000)  # the rest after which it is asked
             began, received = time.perf_counter(), bytearray()
             connection.sendall(request_to(port))
             while not is_whole(received):
@@ -65,7 +65,7 @@ def acknowledged(scale: Scale) -> Row:
     taken: list[float] = []
     bursts = scale.flood_runs // 1000
     with Service() as service:
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         for number in range(scale.rounds):
             programs = [
                 Program(

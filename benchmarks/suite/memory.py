@@ -18,7 +18,7 @@ MOST = 10_000_000  # runs of one process; between them, there is a word of progr
 
 def rows(scale: Scale) -> Iterator[Row]:
     with Service() as service, daemons() as peers:
-        time.sleep(scale.window_seconds)
+        time.sleep(scale.window_seconds)  # a window is closed, and stored
         idle = Sample.of([service.resident_mib()])
         theirs = {
             name: None if peer is None else Sample.of([peer.resident_mib()])
@@ -33,7 +33,7 @@ def rows(scale: Scale) -> Iterator[Row]:
         with Program("clients", *arguments, service=service) as program:
             program.ready()
             service.expect(WORKERS * PIPELINES * RUNS)
-            time.sleep(scale.window_seconds)
+            time.sleep(scale.window_seconds)  # a window is closed, and stored
             many = Sample.of([service.resident_mib()])
     yield Row(
         f"memory with {WORKERS} workers × {PIPELINES} pipelines", "MiB", many, target=Target(100)
@@ -48,7 +48,7 @@ def later(scale: Scale) -> Iterator[Row]:
     first, *others = scale.later
     parts = scale.rounds
     with Service() as service:
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         cost, memory, done = {}, {}, 0
         for total in scale.later:
             # The last of them as many as the first.

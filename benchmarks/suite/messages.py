@@ -37,7 +37,7 @@ def rows(scale: Scale) -> Iterator[Row]:
         temporary_folder() as folder,
         started("reader", f"{folder}/reader.sock") as (reader, _),
     ):
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         netdata = peers["netdata"]
         subjects: dict[str, Callable[[], float]] = {
             "one": partial(one_connection, service, count),
@@ -137,7 +137,7 @@ def many_workers(service: Service, count: int, workers: int) -> float:
 
         def send() -> None:
             for number, program in enumerate(programs):
-                time.sleep(max(began + number / RATE - time.monotonic(), 0.0))
+                time.sleep(max(began + number / RATE - time.monotonic(), 0.0))  # the pace
                 program.go()
             for program in programs:
                 program.result()
@@ -158,7 +158,7 @@ def added(receiver: Receiver, send: Callable[[], None]) -> float:
 def paced(put: Callable[[int], None], count: int) -> None:
     began = time.monotonic()
     for number in range(count):
-        time.sleep(max(began + number / RATE - time.monotonic(), 0.0))
+        time.sleep(max(began + number / RATE - time.monotonic(), 0.0))  # the pace
         put(number)
 
 
@@ -170,7 +170,7 @@ def tracked(scale: Scale) -> Iterator[Row]:
     runs = scale.flood_runs // 5
     # In bursts as long as the sender keeps up with, or it would be its waiting that counts.
     with Service() as service:
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         taken = take_turns("track", {"orbit": partial(track, service, runs)}, scale.rounds)
     worker, thread, received = (
         Sample.of([told[which] for told in taken["orbit"]]) for which in range(3)

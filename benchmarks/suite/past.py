@@ -36,7 +36,7 @@ def history(scale: Scale) -> Iterator[Row]:
         made.close()
         say(f"  history: {filled.count:,} rows made")
         with Service(folder=folder, ORBIT_NODE=NODE) as service:
-            time.sleep(scale.settle_seconds)
+            time.sleep(scale.settle_seconds)  # what a start puts off is over then
             one = filled.rows.keys[0].pipeline
             asked: dict[str, Callable[[], float]] = {
                 "one": partial(ask, service, filled, 1, pipeline=one),
@@ -73,7 +73,7 @@ def scrape(scale: Scale) -> Iterator[Row]:
     with Service() as service:
         workers = fill(service.socket, SCRAPED)
         service.expect(SCRAPED * SCRAPED_RUNS)
-        time.sleep(scale.settle_seconds)
+        time.sleep(scale.settle_seconds)  # what a start puts off is over then
         by_hand = peer(SCRAPED, waits=True)
 
         def once(headers: Mapping[str, str]) -> bytes:

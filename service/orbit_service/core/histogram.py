@@ -78,10 +78,8 @@ def _cells(shift: int) -> list[int]:
     while len(marks) < 1 << _CELL_BITS:
         first = len(marks) << shift
         bucket = bucket_of(first)
-        # All cells that end before the bucket does, as bucket_of has it.
+        # All cells that end before the bucket does.
         count = (int(BASE ** (bucket + 1) * MICROSECONDS) + 1 >> shift) - len(marks)
-        while count > 0 and bucket_of((len(marks) + count << shift) - 1) > bucket:
-            count -= 1
         marks += [bucket + _MARK] * count if count > 0 else [0]
     return marks[: 1 << _CELL_BITS]
 

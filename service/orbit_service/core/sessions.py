@@ -76,10 +76,14 @@ class Life:
     opened_by: str  # the session that began it
     series: dict[str, Stats] = field(default_factory=dict)
 
-    def totals(self, pipeline: str | None = None) -> Stats:
+    def of(self, pipeline: str | None) -> Iterable[Stats]:
+        """The series of one pipeline, or all."""
         if pipeline is None:
-            return merged(self.series.values())
-        return merged(filter(None, [self.series.get(pipeline)]))
+            return self.series.values()
+        return filter(None, [self.series.get(pipeline)])
+
+    def totals(self, pipeline: str | None = None) -> Stats:
+        return merged(self.of(pipeline))
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def metrics(
     totals, seconds = over
     return Metrics(
         **_figures_of(totals),
-        uptime=_uptime_text(uptime),
+        uptime=uptime_text(uptime),
         uptime_seconds=uptime,
         runs_per_hour=runs_per_hour(totals.runs, seconds),
         worker_start_time=started,
@@ -98,16 +98,9 @@ def metrics(
     )
 
 
-# Dashboards ask more often than runs end, and than a second passes.
-_uptime_text = lru_cache(maxsize=16)(uptime_text)
-
-
 def _totals(lives: list[Life], pipeline: str | None) -> Stats:
     """To read: one series alone is not copied."""
-    if pipeline is None:
-        parts = [stats for life in lives for stats in life.series.values()]
-    else:
-        parts = [life.series[pipeline] for life in lives if pipeline in life.series]
+    parts = [stats for life in lives for stats in life.of(pipeline)]
     return parts[0] if len(parts) == 1 else merged(parts)
 
 

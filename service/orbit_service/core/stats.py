@@ -79,13 +79,9 @@ class Stats(Struct, array_like=True, gc=False):
         self.timed += runs
         self.total_us = _storable(self.total_us + total_us)
         self.failed += failed
-        if self.first_run_ms is None or at_ms < self.first_run_ms:
-            self.first_run_ms = at_ms
-        if self.last_run_ms is None or at_ms > self.last_run_ms:
-            self.last_run_ms = at_ms
-        success = self.last_success_ms
-        if failed < runs and (success is None or at_ms > success):
-            self.last_success_ms = at_ms
+        self._saw(at_ms)
+        if failed < runs:
+            self.last_success_ms = _later(self.last_success_ms, at_ms)
 
     def add_untimed(self, at_ms: int, *, failed: bool) -> None:
         """Count a run that has no duration, such as one whose worker was killed."""

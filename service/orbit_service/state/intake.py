@@ -62,7 +62,7 @@ class Intake:
             raise
         self._write("record", session, now_ms, params)
         if message.hurry and self.journal is not None:
-            self.journal.hasten()
+            self.journal.hurry()
 
     def refuse(self, session: Session, uncounted: Uncounted, now_ms: int) -> None:
         """A message that cannot be counted consumes its number."""
@@ -171,7 +171,7 @@ class Intake:
             return True
         there = asyncio.Event()
         self._waiting.append((wanted, there))
-        journal.hurry()
+        journal.write_at_once()
         try:
             await asyncio.wait_for(there.wait(), seconds)
         except TimeoutError:

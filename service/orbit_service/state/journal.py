@@ -33,7 +33,7 @@ REST = 9.0
 LONGEST_REST = 0.2
 # Where no worker has said that it waits, it rests longer: a commit takes as much CPU as ten
 # runs that come one by one.
-LONG_REST = 0.05
+UNHURRIED_REST = 0.05
 LAST_COMMITS = 32
 EVENT_BYTES = 100  # of an event besides its body, about
 MAX_PENDING = 16 * 1_048_576  # bytes of events that wait for the disk
@@ -106,10 +106,10 @@ class Journal:
         self._needs_checkpoint = False
         self._asked = False
         self._stopping = False
-        self._rest_until = self._long_rest_until = 0.0
+        self._rest_until = self._unhurried_until = 0.0
         self._idle = False  # the thread waits for something to write
         self._last_commits: deque[float] = deque(maxlen=LAST_COMMITS)
-        self._hurried = self._hastened = False
+        self._at_once = self._hurried = False
         self._retry_after = FIRST_RETRY
         self._thread = threading.Thread(target=self._run, name="orbit-journal", daemon=True)
 
@@ -168,17 +168,17 @@ class Journal:
         """True when the journal has grown enough; the caller then gives one."""
         return self._since_checkpoint > CHECKPOINT_BYTES and not self._needs_checkpoint
 
-    def hurry(self) -> None:
+    def write_at_once(self) -> None:
         """Somebody waits for what was told: write it without a rest."""
         with self._condition:
-            self._hurried = True
+            self._at_once = True
             self._condition.notify()
 
-    def hasten(self) -> None:
+    def hurry(self) -> None:
         """A worker waits, one of many: write it after the short rest."""
         with self._condition:
-            if not self._hastened:
-                self._hastened = True
+            if not self._hurried:
+                self._hurried = True
                 self._condition.notify()
 
     @property
@@ -226,8 +226,8 @@ class Journal:
         """What is to be written now; nothing when it is time to look at the file."""
         with self._condition:
             for until, over in (
-                (self._long_rest_until, lambda: self._hastened or self._hurried or self._stopping),
-                (self._rest_until, lambda: self._hurried or self._stopping),
+                (self._unhurried_until, lambda: self._hurried or self._at_once or self._stopping),
+                (self._rest_until, lambda: self._at_once or self._stopping),
             ):
                 self._condition.wait_for(over, timeout=until - time.monotonic())
             if not self._next:
@@ -239,7 +239,7 @@ class Journal:
             self._idle = False
             if self._adopting:
                 return _Batch()
-            self._hurried = self._hastened = False
+            self._at_once = self._hurried = False
             if self._needs_checkpoint and self._next.checkpoint is None:
                 # The loop was asked for it; without it nothing may be written.
                 if not self._asked:
@@ -263,7 +263,7 @@ class Journal:
             self._loop.post(self.commit_times.add_runs, (took_us,), 0, 0)
             self._last_commits.append(now - began)
             self._rest_until = now + min(REST * min(self._last_commits), LONGEST_REST)
-            self._long_rest_until = max(self._rest_until, now + LONG_REST)
+            self._unhurried_until = max(self._rest_until, now + UNHURRIED_REST)
             self.commits += 1
             self.written_bytes += len(events or b"") + len(batch.checkpoint or b"")
             self._since_checkpoint += len(events or b"")

@@ -20,7 +20,7 @@ from builders import (
     a_session,
     a_start,
 )
-from orbit_rpc_schema.messages import Detail, Error, Record, Withdrawal
+from orbit_rpc_schema.messages import Detail, Error, Record, Step, Withdrawal
 from orbit_rpc_schema.wire import LIMITS, WORKER_LOST
 from orbit_service.core import collector as bounds
 from orbit_service.core.cardinality import MAX_PAIRS, OTHER_PIPELINES, OTHER_WORKERS
@@ -544,6 +544,19 @@ def test_the_time_of_a_batch(collector: Collector, ahead_ms: int, finished_ms: i
 
 
 # ---------------------------------------------------------------- the ledger
+
+
+def test_steps_of_one_name_in_a_column_count_one_by_one(collector: Collector) -> None:
+    steps = [Step("load", 3 * MS, failed=True, attempts=3), Step("load", 5 * MS)]
+    details = {n: Detail(steps=(step,)) for n, step in enumerate(steps)}
+    collector.record(a_session(collector), a_record(1, a_batch(MS, MS, details=details)), T0)
+
+    ever = collector.cumulative.series["mailer", "send"].steps["load"]
+    window = collector.outbox.stats(Key("mailer", "send", "load"), T0)
+    for row in (ever, window):
+        assert (row.runs, row.failed, row.attempts, row.retries) == (2, 1, 4, 2)
+        assert (row.min_us, row.max_us, row.total_us) == (3 * MS, 5 * MS, 8 * MS)
+        assert row.histogram == Histogram.of([3 * MS, 5 * MS])
 
 
 def test_a_message_is_refused_whole_and_consumes_its_number(collector: Collector) -> None:

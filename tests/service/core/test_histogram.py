@@ -141,6 +141,15 @@ def test_one_that_is_in_several_samples_takes_them_all() -> None:
     assert [contents(part) for part in parts] == [contents(a_histogram(n)) for n in (1, 2)]
 
 
+def test_samples_of_one_window_and_two_lives_are_two() -> None:
+    samples, lives, window = Samples(), [Histogram(), Histogram()], Histogram()
+    for number, life in enumerate(lives, 1):
+        samples.add([number], [life, window])
+
+    assert [contents(life) for life in lives] == [contents(a_histogram(n)) for n in (1, 2)]
+    assert contents(window) == contents(a_histogram(1, 2))
+
+
 def test_what_is_held_back_has_a_bound() -> None:
     samples, histogram = Samples(), Histogram()
     for _ in range(3):

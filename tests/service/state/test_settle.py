@@ -53,7 +53,7 @@ async def test_it_is_not_waited_for_the_writers_rest(node, monkeypatch):
 
 
 async def test_a_worker_that_waits_does_not_wait_for_the_long_rest(node, monkeypatch):
-    monkeypatch.setattr("orbit_service.state.journal.LONG_REST", 60.0)
+    monkeypatch.setattr("orbit_service.state.journal.UNHURRIED_REST", 60.0)
     node.connect()
     node.settle()
     node.record(a_record(1, a_batch(MS)))
