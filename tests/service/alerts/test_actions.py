@@ -160,7 +160,7 @@ async def test_a_command_that_does_not_end_is_ended_with_its_children():
 
     how, pids = outcome.text.split("\n")
     assert (outcome.outcome, how) == ("timed out", "it was ended after 2 s")
-    assert not any(is_running(int(pid)) for pid in pids.split()[:2])
+    await eventually(lambda: not any(is_running(int(pid)) for pid in pids.split()[:2]))
 
 
 async def test_a_command_that_is_asked_to_end_may_still_say_something():
@@ -182,7 +182,8 @@ async def test_a_stop_of_the_service_ends_a_command(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert not any(is_running(int(pid)) for pid in told.read_text().split()[:2])
+    pids = told.read_text().split()[:2]
+    await eventually(lambda: not any(is_running(int(pid)) for pid in pids))
 
 
 async def test_a_stop_while_a_command_is_being_ended_leaves_nothing_that_reads_from_it(tmp_path):
