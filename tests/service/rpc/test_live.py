@@ -60,7 +60,7 @@ def record(collector: Collector, seq: int, runs: int, failed: int = 0, **batch: 
 
 async def test_totals_come_with_each_interval(collector, live):
     reader = Reader(live)
-    reader.subscribe(WorkerSubscribeParams())
+    reader.subscribe(WorkerSubscribeParams(interval=60_000))
     record(collector, 1, runs=3)
     await live.look()
 
