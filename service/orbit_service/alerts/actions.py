@@ -41,7 +41,7 @@ MAX_OUTPUT = 4_096  # bytes of a command's output that are kept: its end, where 
 READ_SIZE = 65_536  # bytes; what a pipe holds
 # Between two reads: a command that writes without end gets 6 MB/s, and not our loop.
 READ_PAUSE = 0.01
-# For output still in the pipe when a command has ended; what it left running may hold it open.
+# For what the rest of a command still writes when it has ended; that may hold the pipe open.
 OUTPUT_SECONDS = 0.5
 MAX_LABEL = 1_000  # characters
 INHERITED = ("PATH", "HOME", "LANG")
@@ -193,6 +193,7 @@ async def _run(command: tuple[str, ...], environ: Mapping[str, str], seconds: fl
                 name = Path(command[0]).name
                 return Outcome("failed", as_text(f"{name} cannot be started: {why}", MAX_OUTPUT))
         kept = bytearray()
+        os.set_blocking(read, False)
         output = asyncio.create_task(_keep_end(reading, kept))
         try:
             async with asyncio.timeout(seconds):
@@ -209,6 +210,8 @@ async def _run(command: tuple[str, ...], environ: Mapping[str, str], seconds: fl
                 # for, and nobody reads from a closed pipe.
                 await asyncio.wait({ending})
                 raise
+        # All that the command wrote is here, or in the pipe yet, however late we are to read it.
+        _keep(kept, reading.read(READ_SIZE) or b"")
     if process.returncode is None:
         how = f"it has not ended within {seconds:g} s, not even when it was killed"
     text = as_text(kept.decode(errors="replace"), MAX_OUTPUT).strip()
@@ -234,17 +237,23 @@ def _ended(process: Process) -> tuple[Result, str]:
 
 async def _keep_end(reading: IO[bytes], kept: bytearray) -> None:
     """Read to the end, and keep the last of it."""
-    stream = asyncio.StreamReader(limit=READ_SIZE)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(stream), reading
-    )
-    try:
-        while data := await stream.read(READ_SIZE):
-            kept += data
-            del kept[:-MAX_OUTPUT]
+    loop, come = asyncio.get_running_loop(), asyncio.Event()
+    while (data := reading.read(READ_SIZE)) != b"":
+        if data is not None:
+            _keep(kept, data)
             await asyncio.sleep(READ_PAUSE)
-    finally:
-        transport.close()
+            continue
+        come.clear()
+        loop.add_reader(reading, come.set)
+        try:
+            await come.wait()
+        finally:
+            loop.remove_reader(reading)
+
+
+def _keep(kept: bytearray, data: bytes) -> None:
+    kept += data
+    del kept[:-MAX_OUTPUT]
 
 
 async def _end(process: Process) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from builders import T0
 from orbit_rpc_schema.errors import RunNotCreated
+from orbit_service.alerts import actions
 from orbit_service.alerts.actions import (
     AT_ONCE,
     MAX_OUTPUT,
@@ -208,6 +209,16 @@ async def test_what_floods_is_read_and_its_end_is_kept():
     assert outcome.outcome == "done"
     assert outcome.text.endswith("xxxthe end")
     assert len(outcome.text) <= MAX_OUTPUT + 20
+
+
+async def test_what_a_command_wrote_is_told_however_late_it_is_read(monkeypatch):
+    async def too_late(*_output: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(actions, "_keep_end", too_late)
+    monkeypatch.setattr(actions, "OUTPUT_SECONDS", 0)
+
+    assert await run("print('mended')") == Outcome("done", "exit status 0\nmended")
 
 
 async def test_what_floods_without_end_is_ended_in_its_time():
