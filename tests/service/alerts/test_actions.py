@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,22 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.fixture
+async def pass_time(monkeypatch) -> Callable[[float], Awaitable[None]]:
+    """Lets so many seconds pass at once for the loop, and not for the machine."""
+    passed = 0.0
+
+    async def pass_time(seconds: float) -> None:
+        nonlocal passed
+        for _ in range(10):  # turns, in which what has begun comes to wait for its time
+            await asyncio.sleep(0)
+        passed += seconds
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", lambda: time.monotonic() + passed)
+    return pass_time
 
 
 async def test_a_dry_act_does_nothing(tmp_path):
@@ -152,49 +170,68 @@ def test_the_environment_tells_the_alert_and_is_empty_for_what_it_is_not_told_by
     }
 
 
+@pytest.fixture
+def begin(tmp_path):
+    """Begins a command of the shell, and waits until it stands where it says `begun`."""
+
+    async def begin(code: str) -> asyncio.Task[Outcome]:
+        begun = tmp_path / "begun"
+        code = code.replace("begun;", f"echo > {begun};")
+        task = asyncio.create_task(perform("/bin/sh", "-c", code, timeout="60s"))
+        await eventually(begun.exists)
+        return task
+
+    return begin
+
+
 # The shell and its child both ignore what asks them to end.
-STUBBORN = "trap '' TERM; sleep 600 & echo $$ $! end; wait"
+STUBBORN = "trap '' TERM; sleep 600 & echo $$ $!; begun; wait"
 
 
-async def test_a_command_that_does_not_end_is_ended_with_its_children():
-    outcome = await perform("/bin/sh", "-c", STUBBORN, timeout="2s")
+async def test_a_command_that_does_not_end_is_ended_with_its_children(begin, pass_time):
+    task = await begin(STUBBORN)
+    await pass_time(60)
 
+    outcome = await task
     how, pids = outcome.text.split("\n")
-    assert (outcome.outcome, how) == ("timed out", "it was ended after 2 s")
-    await eventually(lambda: not any(is_running(int(pid)) for pid in pids.split()[:2]))
+    assert (outcome.outcome, how) == ("timed out", "it was ended after 60 s")
+    await eventually(lambda: not any(is_running(int(pid)) for pid in pids.split()))
 
 
-async def test_a_command_that_is_asked_to_end_may_still_say_something():
-    goodbye = "trap 'echo bye; exit' TERM; sleep 600 & wait"
+async def test_a_command_that_is_asked_to_end_may_still_say_something(
+    begin, pass_time, monkeypatch
+):
+    monkeypatch.setattr(actions, "END_SECONDS", 60)
+    task = await begin("trap 'echo bye; exit' TERM; begun; while :; do :; done")
+    await pass_time(60)
 
-    outcome = await perform("/bin/sh", "-c", goodbye, timeout="2s")
-
-    assert outcome == Outcome("timed out", "it was ended after 2 s\nbye")
+    assert await task == Outcome("timed out", "it was ended after 60 s\nbye")
 
 
-async def test_a_stop_of_the_service_ends_a_command(tmp_path):
+async def test_a_stop_of_the_service_ends_a_command(begin, tmp_path):
     told = tmp_path / "pids"
-    told.touch()
-    code = STUBBORN.replace("end;", f"end > {told};")
-    task = asyncio.create_task(perform("/bin/sh", "-c", code))
-    await eventually(lambda: "end" in told.read_text())
+    task = await begin(STUBBORN.replace("$!;", f"$! > {told};"))
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    pids = told.read_text().split()[:2]
+    pids = told.read_text().split()
     await eventually(lambda: not any(is_running(int(pid)) for pid in pids))
 
 
-async def test_a_stop_while_a_command_is_being_ended_leaves_nothing_that_reads_from_it(tmp_path):
+async def test_a_stop_while_a_command_is_being_ended_leaves_nothing_that_reads_from_it(
+    begin, pass_time, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(actions, "END_SECONDS", 60)
     told = tmp_path / "told"
-    code = f"trap 'echo > {told}' TERM; while :; do sleep 0.1; done"
     before = asyncio.all_tasks()
-    task = asyncio.create_task(perform("/bin/sh", "-c", code, timeout="1s"))
+    task = await begin(f"trap 'echo > {told}' TERM; begun; while :; do sleep 0.1; done")
+    await pass_time(60)
     await eventually(told.exists)
 
     task.cancel()
+    await pass_time(60)
     with pytest.raises(asyncio.CancelledError):
         await task
 
@@ -221,9 +258,11 @@ async def test_what_a_command_wrote_is_told_however_late_it_is_read(monkeypatch)
     assert await run("print('mended')") == Outcome("done", "exit status 0\nmended")
 
 
-async def test_what_floods_without_end_is_ended_in_its_time():
-    outcome = await perform("/bin/sh", "-c", "while :; do echo flood; done", timeout="1s")
+async def test_what_floods_without_end_is_ended_in_its_time(begin, pass_time):
+    task = await begin("echo flood; echo flood; begun; while :; do echo flood; done")
+    await pass_time(60)
 
+    outcome = await task
     assert outcome.outcome == "timed out"
     assert "flood\nflood\n" in outcome.text
 
@@ -355,7 +394,7 @@ async def test_a_webhook_that_hangs_has_timed_out(hooks, url):
 async def test_a_webhook_that_cannot_be_reached_has_failed_without_a_word_of_its_address(
     hooks, url
 ):
-    outcome = await Performer().perform(an_act("webhook"), hooks.action(url, "10s"), CONTEXT)
+    outcome = await Performer().perform(an_act("webhook"), hooks.action(url, "60s"), CONTEXT)
 
     assert outcome.outcome == "failed"
     assert outcome.text.startswith("no answer: ")
