@@ -56,6 +56,7 @@ def test_a_service_goes_on_from_a_copy_that_was_made_while_it_ran(house, tmp_pat
 
 def test_the_copies_are_their_owners_alone_and_are_replaced_when_they_are_whole(house, tmp_path):
     house.serve()
+    until((tmp_path / FOLDERS[0] / "history.sqlite").exists)
     first, second = copied(house, tmp_path), copied(house, tmp_path)
     copies = sorted((tmp_path / "backup").iterdir())
 

@@ -498,13 +498,21 @@ def test_a_second_service_on_the_same_state_is_refused_with_a_sentence(home):
 
 
 def test_nothing_is_written_while_nothing_happens(home):
-    home.serve()
+    # A window that closes is written, and one that is still open has to be closed some time.
+    home.serve("-c", "from orbit_service.core import outbox; outbox.GRACE_MS = 3_600_000\n"
+               "from orbit_service.entry import main; main()", "serve")  # fmt: skip
     worker = home.worker("import orbit_worker.sender as sender\n"
                          "sender.HEARTBEAT_SECONDS = 0.05\n"
                          "record_run(1, True); flush(); step()")  # fmt: skip
     worker.reached()
-    before = home.written()
-    seen = home.ask("worker.list")[0]["lastSeen"]
-    until(lambda: home.ask("worker.list")[0]["lastSeen"] > seen + 2_000)  # some forty heartbeats
+    heard_for(home, ms=500)  # and so all that the flush itself has sent is there
+    before = until(lambda: (state := home.written())["bytesWaiting"] == 0 and state)
+    heard_for(home, ms=2_000)  # some forty heartbeats
 
     assert home.written() == before
+
+
+def heard_for(home: Home, ms: int) -> None:
+    """Wait until the one worker has gone on talking for so long."""
+    seen = home.ask("worker.list")[0]["lastSeen"]
+    until(lambda: home.ask("worker.list")[0]["lastSeen"] > seen + ms)

@@ -105,6 +105,10 @@ def finished(service: Any, runs: int) -> Any:
     return until(lambda: service.ask("worker.stats")["runsLast24Hours"] >= runs)
 
 
+def begun(service: Any, runs: int) -> Any:
+    return until(lambda: service.ask("worker.stats")["running"] == runs)
+
+
 def test_a_pending_run_is_executed_and_its_result_printed(place, service):
     with place.worker():
         done = place.run("double", "--input", "21", "--wait")
@@ -132,6 +136,7 @@ def test_an_interrupted_run_is_taken_up_and_no_finished_step_executed_twice(plac
     with place.worker() as killed:
         place.gated("one")
         until(lambda: "at the gate" in place.log())
+        begun(service, 1)  # that it has begun is known, or nobody could know that it is lost
         killed.kill()
     place.open_gate()
     with place.worker():
@@ -151,6 +156,7 @@ def test_a_worker_that_is_busy_takes_up_the_run_of_a_killed_one(place, service):
         with place.worker(ORBIT_CONCURRENCY="1") as killed:
             two = place.gated("two")
             until(lambda: place.log().count("at the gate") == 2)
+            begun(service, 2)
             killed.kill()
         until(lambda: f"taking up run {two}" in place.worker_log())
         done_until_then = service.ask("worker.stats")["successCount"]
@@ -201,6 +207,7 @@ def test_a_stopped_worker_finishes_what_is_in_flight_and_leaves_with_0(place, se
         place.gated("one")
         until(lambda: "at the gate" in place.log())
         worker.send_signal(number)
+        until(lambda: "stopping: 1 runs in flight" in place.worker_log())
         place.gated("two")
         place.open_gate()
         code = worker.wait(timeout=40)
@@ -327,6 +334,7 @@ def test_a_restart_finishes_what_is_in_flight_and_leaves_with_the_code_to_be_sta
         place.gated("one")
         until(lambda: "at the gate" in place.log())
         assert obeyed(service, "restart", None) == ["done"]
+        until(lambda: "stopping: 1 runs in flight" in place.worker_log())
         two = place.gated("two")
         place.open_gate()
         assert worker.wait(timeout=40) == RESTART_CODE
@@ -460,11 +468,20 @@ def serving(place: Place, **settings: str) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: (place.folder / "worker.sock").exists())
+        until(lambda: listens(place.folder / "worker.sock"))
         yield
     finally:
         service.terminate()
         service.wait(20)
+
+
+def listens(path: Path) -> bool:
+    """Where there is a socket it may not be listened to yet."""
+    try:
+        call(path, "service.info", timeout=40)
+    except OSError:
+        return False
+    return True
 
 
 def ask(place: Place, method: str, **params: Any) -> Any:

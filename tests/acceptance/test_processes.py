@@ -42,7 +42,10 @@ def test_what_a_worker_wrote_before_it_was_killed_counts(house):
     service = house.serve()
     worker = house.worker("record_run(1, True); flush(); step()\n"
                           "for n in range(3000): record_run(1, True)\n"
-                          "flush(1); os.kill(os.getpid(), 9)")  # fmt: skip
+                          "client = orbit_worker.default_client(); sender = client._sender\n"
+                          "while client._buffer.open or sender._position < client._buffer.seq \\\n"
+                          "        or sender._connection.busy: flush(0.05)\n"
+                          "os.kill(os.getpid(), 9)")  # fmt: skip
     worker.reached()
     service.send_signal(signal.SIGSTOP)  # so that nothing is read while the worker lives
     worker.go_on()
@@ -150,8 +153,11 @@ def test_prefork_children_record_under_their_own_sessions_of_one_worker(house):
 def test_a_pool_whose_children_come_and_go_keeps_its_totals(house):
     house.serve()
     code = FORK.format(child="record_run(1, True); flush(); os._exit(0)")
-    worker = house.worker("orbit_worker.default_client().connect()\n" + code
+    worker = house.worker("orbit_worker.default_client().connect(); step()\n" + code
                           + "for n in range(12): os.waitpid(child(n), 0)\nstep()")  # fmt: skip
+    worker.reached()
+    until(lambda: house.metrics()["connected"])  # or the first child would begin the life
+    worker.go_on()
     worker.reached()
 
     until(lambda: house.ask("worker.list")[0]["sessions"] == 1)
@@ -170,7 +176,8 @@ def test_a_fork_in_the_middle_of_a_run_leaves_the_run_to_the_parent(house):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_children_of_multiprocessing_send_what_waits_when_they_end(house, method, tmp_path):
-    (tmp_path / "jobs.py").write_text("from orbit_worker import record_run\n"
+    (tmp_path / "jobs.py").write_text("from orbit_worker import MetricsClient, record_run\n"
+                                      "MetricsClient.close.__defaults__ = (30.0,)\n"
                                       "def work(n): record_run(n, True)\n")  # fmt: skip
     house.serve()
     worker = house.worker("record_run(1, True); flush()\n"
@@ -216,14 +223,13 @@ def handle(*_):
     global handled
     handled += 1
     record_run(1, True); flush(0.01)
-    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    if handled < 300: signal.setitimer(signal.ITIMER_REAL, 0.001)
 signal.signal(signal.SIGALRM, handle)
 signal.setitimer(signal.ITIMER_REAL, 0.001)
 recorded = 0
 while handled < 300:
     record_run(1, True); recorded += 1
     if recorded % 50 == 0: flush(0.01)
-signal.setitimer(signal.ITIMER_REAL, 0)
 step(f"{flush(20)} {recorded + handled}")
 """)
     flushed, recorded = worker.reached().split()

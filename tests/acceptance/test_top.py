@@ -53,6 +53,7 @@ class Terminal:
 
     def resize(self, width: int, height: int) -> None:
         fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self._size = width, height
 
     def press(self, typed: str) -> None:
         os.write(self._ours, typed.encode())
@@ -64,8 +65,9 @@ class Terminal:
         return self.output
 
     def screen(self) -> str:
-        """The newest frame as text."""
-        return CONTROLS.sub("", self.written().rpartition(HOME)[2]).replace("\r", "")
+        """The newest frame that is whole, as text: a terminal takes it in pieces."""
+        *_, before, newest = ("", *self.written().split(HOME))
+        return _text(newest) if _size(_text(newest)) == self._size else _text(before)
 
     def until(self, holds: Callable[[str], bool]) -> bool:
         """Wait until it holds of the screen; that it goes on meanwhile is asserted."""
@@ -100,6 +102,16 @@ class Terminal:
         os.close(self._theirs)
 
 
+def _text(written: str) -> str:
+    return CONTROLS.sub("", written).replace("\r", "")
+
+
+def _size(screen: str) -> tuple[int, int]:
+    """Of a frame, which is filled with blanks."""
+    lines = screen.split("\n")
+    return len(lines[-1]), len(lines)
+
+
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Any]:
     """Opens terminals, and closes them at the end."""
@@ -131,7 +143,7 @@ def test_it_shows_what_runs_and_a_key_ends_it(terminal, runs, key):
 
     top.press(key)
     assert top.ends() == 0
-    assert top.is_as_before()
+    until(top.is_as_before)
     assert "Traceback" not in top.output
 
 
@@ -186,12 +198,6 @@ def test_it_follows_the_size_of_its_terminal(terminal, runs):
         top.until(lambda screen, size=(width, height): _size(screen) == size)
 
 
-def _size(screen: str) -> tuple[int, int]:
-    """Of a frame, which is filled with blanks."""
-    lines = screen.split("\n")
-    return len(lines[-1]), len(lines)
-
-
 def test_a_service_that_goes_away_is_told_of_and_comes_back(terminal, service, client):
     client.record_run(10, True, pipeline="send")
     assert client.flush(5)
@@ -213,7 +219,7 @@ def test_the_terminal_is_restored_when_it_is_ended(terminal, runs, number):
 
     top.process.send_signal(number)
     assert top.ends() == 128 + number
-    assert top.is_as_before()
+    until(top.is_as_before)
 
 
 def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(terminal, runs):
@@ -222,7 +228,7 @@ def test_ctrl_z_gives_the_terminal_back_until_it_goes_on(terminal, runs):
 
     top.press("\x1a")
     until(lambda: _state(top.process.pid) == "T")
-    assert top.is_as_before()
+    until(top.is_as_before)
     top.process.send_signal(signal.SIGCONT)
     until(lambda: not top.is_as_before())
     top.press("q")

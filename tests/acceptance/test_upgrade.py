@@ -121,8 +121,7 @@ def test_state_and_history_of_the_previous_version_go_on(home, tmp_path, previou
     worker.go_on()
     assert worker.reached() == "hanging"
     worker.kill()
-    until(lambda: home.runs() == -1 or home.metrics()["lastLife"])
-    assert home.metrics()["lastLife"]["totalRuns"] == before["totalRuns"] + 1
+    assert home.ended()["totalRuns"] == before["totalRuns"] + 1
     assert numbers(home, window="1h")["totalRuns"] == past["totalRuns"] + 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from builders import until
@@ -31,8 +33,12 @@ def test_a_flush_takes_no_message_of_its_own_where_it_has_results_to_send(
     client.record_run(1, True)
     assert client.flush(20)
     before = client._buffer.seq
-    client.record_run(2, True)
-    assert client.flush(20)
+    with ThreadPoolExecutor(1) as pool:
+        with client._sender._lock:  # so that it is not sent before somebody waits for it
+            client.record_run(2, True)
+            flushed = pool.submit(client.flush, 20)
+            until(lambda: client._sender._waiters)
+        assert flushed.result()
 
     assert client._buffer.seq == before + 1
 

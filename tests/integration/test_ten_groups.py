@@ -18,9 +18,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import orbit_worker
-from builders import HOUR, MINUTE, SECOND, until
+from builders import HOUR, MINUTE, SECOND, T0, until
+from conftest import RunningService
 from orbit_rpc_schema.wire import connect_params, encode, record_line, request
 from orbit_worker.client import MetricsClient
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """An answer that comes late is one too; what it says is asked for here."""
+    monkeypatch.setattr("orbit_worker.client.ANSWER_SECONDS", 20.0)
+    monkeypatch.setattr(MetricsClient.reset_metrics, "__defaults__", (20.0,))
+
+
+@pytest.fixture
+def still(tmp_path):
+    """A service whose clock stands, so that nothing gets older while a slow machine looks."""
+    running = RunningService(tmp_path / "worker.sock", clock=lambda: T0)
+    running.start()
+    yield running
+    running.close()
 
 
 def metrics(service, **selection) -> dict[str, Any]:
@@ -40,7 +57,7 @@ def now_ms() -> int:
 @contextmanager
 def a_worker_since(service, ago_ms: int, *batches: tuple[int, list[int]]) -> Iterator[None]:
     """A worker that began so long ago, with batches of (how long ago, durations in µs)."""
-    now = now_ms()
+    now = service._clock()
     hello = connect_params(session="s1", worker="old", started_at_ms=now - ago_ms)
     columns = [{"pipeline": "p", "at": now - ago, "durationUs": us} for ago, us in batches]
     recorded = sum(len(us) for _ago, us in batches)
@@ -121,9 +138,9 @@ def test_failures_count_for_shortest_and_longest(client, service):
         *[(5025, "1h 23m 45s"), (86_400, "1d"), (694_861, "8d 1h 1m 1s")],
     ],
 )
-def test_the_uptime_has_the_parts_that_are_not_zero(service, seconds, text):
-    with a_worker_since(service, seconds * SECOND):
-        m = metrics(service)
+def test_the_uptime_has_the_parts_that_are_not_zero(still, seconds, text):
+    with a_worker_since(still, seconds * SECOND):
+        m = metrics(still)
 
     assert (m["uptime"], m["uptimeSeconds"]) == (text, seconds)
 
@@ -139,9 +156,9 @@ def test_the_uptime_has_the_parts_that_are_not_zero(service, seconds, text):
         pytest.param(8, 0, 480.0, id="a first minute counts as a whole one"),
     ],
 )
-def test_runs_per_hour(service, runs, seconds, rate):
-    with a_worker_since(service, seconds * SECOND, (0, [1000] * runs)):
-        assert metrics(service)["runsPerHour"] == rate
+def test_runs_per_hour(still, runs, seconds, rate):
+    with a_worker_since(still, seconds * SECOND, (0, [1000] * runs)):
+        assert metrics(still)["runsPerHour"] == rate
 
 
 # ---------------------------------------------------------------- 5 snapshot
