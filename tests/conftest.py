@@ -123,7 +123,7 @@ class RunningService:
 
     def ask(self, method: str, params: Any = ()) -> Any:
         """The result of one call over the socket."""
-        return call(self.socket, method, params)
+        return call(self.socket, method, params, timeout=30)
 
 
 @pytest.fixture
