@@ -228,7 +228,7 @@ def test_a_history_that_does_not_answer_is_in_trouble(
 ) -> None:
     monkeypatch.setattr(publisher, "STUCK_SECONDS", 0.05)
     asked, release = threading.Event(), threading.Event()
-    monkeypatch.setattr(desk.history, "apply", lambda *_: asked.set() or release.wait() and 1)
+    monkeypatch.setattr(desk.history, "apply", lambda *_: asked.set() or (release.wait() and 1))
     desk.offer(1)
     until(asked.is_set)  # the upkeep before it may take long too
     until(lambda: "no answer for" in (desk.publisher.trouble or ""))

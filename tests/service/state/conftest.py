@@ -69,9 +69,7 @@ class Node:
         journal = self.journal
         # A hello has no number that tells of it, and what is being written waits no more.
         self.until(
-            lambda: (
-                all(s.durable == s.acked for s in sessions) and journal.on_disk >= journal.told
-            )
+            lambda: all(s.durable == s.acked for s in sessions) and journal.on_disk >= journal.told
         )
 
     def image(self) -> Node:

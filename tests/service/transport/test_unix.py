@@ -864,9 +864,7 @@ def test_a_killed_process_is_lost_at_once_though_a_child_holds_its_socket(servic
         assert newest(service)["error"]["type"] == "WorkerLost"
 
 
-def test_a_connection_that_ends_without_goodbye_may_come_back(
-    service, mailer, dial, monkeypatch
-):
+def test_a_connection_that_ends_without_goodbye_may_come_back(service, mailer, dial, monkeypatch):
     stop_the_clock(service, monkeypatch)
     mailer.ask("runs.record", record(1))
     mailer.close()
