@@ -40,13 +40,16 @@ class Node:
         command = ("node", "ask.mjs", self.version, link, form, url, token)
         return json.loads(self.run(*command, stdin=json.dumps(calls)))
 
-    def run(self, *command: str, stdin: str = "", **environ: str) -> str:
+    def run(
+        self, *command: str, stdin: str = "", pass_fds: Sequence[int] = (), **environ: str
+    ) -> str:
         """What a program prints; it has to end well."""
         ended = subprocess.run(
             command,
             cwd=self.folder,
             env={**os.environ, **environ},
             input=stdin,
+            pass_fds=pass_fds,
             capture_output=True,
             text=True,
             timeout=120,

@@ -5,7 +5,7 @@ import { appRouter } from "./router.js";
 import { trpc } from "./split.js";
 
 const server = createHTTPServer({ router: appRouter });
-server.listen(Number(process.argv[2]), "127.0.0.1");
+server.listen({ fd: Number(process.argv[2]) }); // of a socket that listens already
 
 const caller = appRouter.createCaller({});
 const first: number = (await caller.worker.metrics()).totalRuns;

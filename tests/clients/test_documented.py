@@ -19,27 +19,31 @@ PROCESS = "declare const process: { argv: string[]; env: Record<string, string |
 
 
 @pytest.fixture
-def port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+def listener():
+    """Where the page's own server listens; a port that was let go could be another's by then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
 
 
 @pytest.fixture
-def folder(node, service, port):
+def folder(node, service, listener):
     """The programs of the page, with the addresses of here."""
     node.bring(HERE / "documented.ts")
     (node.folder / "process.d.ts").write_text(PROCESS)
     (node.folder / "orbit-metrics.ts").write_text(typescript(document("1.2.3")))
+    port = listener.getsockname()[1]
     for name, text in PROGRAMS:
         text = text.replace("127.0.0.1:8790", str(service.service.http_address))
         (node.folder / name).write_text(text.replace("127.0.0.1:3000", f"127.0.0.1:{port}"))
     return node
 
 
-def test_the_three_ways_of_the_page_have_types_and_answers(folder, recorded, port, token):
+def test_the_three_ways_of_the_page_have_types_and_answers(folder, recorded, listener, token):
     modern = ["--target", "es2022", "--module", "nodenext", "--skipLibCheck"]
     folder.tsc("--strict", *modern, "documented.ts", "process.d.ts")
-    said = json.loads(folder.run("node", "documented.js", str(port), ORBIT_TOKEN=token))
+    handed = listener.fileno()
+    run = folder.run("node", "documented.js", str(handed), pass_fds=[handed], ORBIT_TOKEN=token)
+    said = json.loads(run)
 
     assert [name for name, _text in PROGRAMS] == [
         "router.ts",

@@ -140,6 +140,15 @@ class ScriptedService:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits for long where it usually gives up soon: the machine may be busy."""
+    monkeypatch.setattr("orbit_worker.client.ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr("orbit_worker.sender.DEPTHS_SECONDS", 30.0)
+    monkeypatch.setattr("orbit_worker.sender.LOCK_SECONDS", 30.0)
+    monkeypatch.setattr("orbit_worker.sender.ROOM_SECONDS", 30.0)
+
+
+@pytest.fixture
 def scripted(tmp_path: Path) -> Iterator[ScriptedService]:
     """A scripted service at the socket of `client`, started."""
     service = ScriptedService(tmp_path / "worker.sock")

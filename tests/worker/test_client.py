@@ -15,12 +15,14 @@ import pytest
 
 import orbit_worker
 from builders import environment, until
+from orbit_rpc_schema.caller import call
 from orbit_worker import DerivedMetrics, MetricsSnapshot, RunStep
 from orbit_worker import record_run as module_run
 from orbit_worker.client import MAX_DURATION_MS, MetricsClient
 from orbit_worker.testing import capture
 
 NAN, INF = float("nan"), float("inf")
+STALL = 15  # s for which the machine may do something else
 
 
 def run_python(folder, code, **more):
@@ -36,6 +38,15 @@ def run_python(folder, code, **more):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# In a host program: what it would wait for at its end, or before a fork, it waits for much longer
+# than a test lasts.
+PATIENT = """
+import orbit_worker.client
+orbit_worker.client.FORK_SECONDS = 60.0
+orbit_worker.client.MetricsClient.close.__defaults__ = (60.0,)
+"""
 
 
 def elapsed(act):
@@ -171,29 +182,30 @@ def test_disabled_it_does_nothing_at_all(service, tmp_path):
 def test_without_a_service_the_numbers_are_zeroes_within_a_second(client):
     client.record_run(5, True)
 
-    assert elapsed(client.get_metrics) < 1.3
+    assert elapsed(client.get_metrics) < 1 + STALL
     assert client.get_metrics_snapshot() == MetricsSnapshot()
 
 
-def test_a_service_that_hangs_costs_a_second(client, tmp_path):
+def test_a_service_that_hangs_costs_a_second(client, tmp_path, monkeypatch):
+    monkeypatch.setitem(call.__kwdefaults__, "timeout", 60.0)  # where it is not told its second
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "worker.sock"))
         listener.listen()
         client.record_run(5, True)
 
-        assert elapsed(client.get_metrics) < 1.5
-        assert elapsed(lambda: client.reset_metrics(0.2)) < 0.5
+        assert elapsed(client.get_metrics) < 1 + STALL
+        assert elapsed(lambda: client.reset_metrics(0.2)) < STALL
 
 
-async def test_the_async_form_leaves_the_event_loop_free(client, service):
+async def test_the_async_form_leaves_the_event_loop_free(client, service, patient):
     client.record_run(5, True)
 
     assert (await client.get_metrics_async()).total_runs == 1
 
 
 def test_recording_without_a_service_never_blocks(client):
-    assert elapsed(lambda: [client.record_run(1, True) for _ in range(50_000)]) < 5
-    assert client._buffer.recorded + len(client._buffer.open) == 50_000
+    assert elapsed(lambda: [client.record_run(1, True) for _ in range(50_000)]) < STALL
+    until(lambda: client._buffer.recorded == 50_000)
 
 
 def test_a_loop_that_records_faster_than_is_sent_stays_bounded(client):
@@ -212,14 +224,14 @@ def test_the_last_line_tells_how_many_results_are_left_behind(client, caplog, fo
             client._buffer.form(at_ms=0)
         client.record_run(1, True)
 
-    assert not client.close(timeout=0.05)
+    assert not client.close(timeout=20)  # it is not waited for
     assert caplog.messages[-1].endswith("; results waiting: 5")
 
 
 def test_a_client_that_left_nothing_behind_says_nothing(client, service, caplog):
     client.record_run(1, True)
 
-    assert client.close()
+    assert client.close(20)
     assert caplog.messages == []
 
 
@@ -325,22 +337,20 @@ RECORD_AND_LEAVE = "import orbit_worker; orbit_worker.record_run(5, True); "
     ["pass", "import sys; sys.exit(0)", "orbit_worker.flush(); orbit_worker.record_run(6, True)"],
 )
 def test_at_exit_what_waits_is_sent(service, tmp_path, leave):
-    run_python(tmp_path, RECORD_AND_LEAVE + leave, ORBIT_WORKER_NAME="brief")
+    run_python(tmp_path, PATIENT + RECORD_AND_LEAVE + leave, ORBIT_WORKER_NAME="brief")
 
     ended = service.ask("worker.metrics", {"worker": "brief"})["lastLife"]
     assert (ended["totalRuns"], ended["reason"]) == (2 if "flush" in leave else 1, "exit")
 
 
 def test_at_exit_nothing_is_waited_for_without_a_service(tmp_path):
-    without = elapsed(lambda: run_python(tmp_path, "import orbit_worker"))
-
-    assert elapsed(lambda: run_python(tmp_path, RECORD_AND_LEAVE)) < without + 1
+    run_python(tmp_path, PATIENT + RECORD_AND_LEAVE)
 
 
 # ---------------------------------------------------------------- for integrations
 
 
-def test_a_run_that_nobody_measured_counts_and_has_no_duration(client, service):
+def test_a_run_that_nobody_measured_counts_and_has_no_duration(client, service, patient):
     client.record_run(None, False, error="killed")
     client.record_run(20, True)
     metrics = client.get_metrics()
@@ -348,7 +358,7 @@ def test_a_run_that_nobody_measured_counts_and_has_no_duration(client, service):
     assert (metrics.total_runs, metrics.total_failed, metrics.avg_execution_time) == (2, 1, 20)
 
 
-def test_a_start_that_is_taken_back_is_in_flight_no_more(client, service):
+def test_a_start_that_is_taken_back_is_in_flight_no_more(client, service, patient):
     client.start_run("r1")
     client.start_run("r2")
     client.flush()
@@ -385,12 +395,12 @@ def test_the_modules_function_records_in_a_forked_childs_own_session(service, tm
         if os.fork() == 0:
             record_run(6, True)
             record_run(7, True)
-            flush()
+            flush(20)
             os._exit(0)
         record_run(8, True)
         os.wait()
     """
-    run_python(tmp_path, code, ORBIT_WORKER_NAME="forks")
+    run_python(tmp_path, PATIENT + code, ORBIT_WORKER_NAME="forks")
 
     ledger = service.ask("service.ledger")
     assert sorted(session["counted"] for session in ledger["sessions"]) == [2, 2]
@@ -432,12 +442,12 @@ def test_a_fork_waits_until_queue_depths_are_told(tmp_path):
         os.wait()
     """
 
-    assert run_python(tmp_path, code) == "True\n"
+    assert run_python(tmp_path, PATIENT + code) == "True\n"
 
 
 def test_a_callback_may_fork_itself(tmp_path):
     code = """if True:
-        import os, time
+        import os
         from orbit_worker import default_client
         def depths():
             if os.fork() == 0:
@@ -446,16 +456,17 @@ def test_a_callback_may_fork_itself(tmp_path):
             return {}
         client = default_client()
         client.describe(queue_depths=depths)
-        began = time.monotonic()
         client._sender.host._ask()
-        print(time.monotonic() - began < 0.9)
+        print("and goes on")
     """
 
-    assert run_python(tmp_path, code) == "True\n"
+    assert run_python(tmp_path, PATIENT + code) == "and goes on\n"
 
 
 @pytest.mark.parametrize("attempt", [0, -1, 10**9])
-def test_a_start_with_an_attempt_that_makes_no_sense_holds_up_nothing(client, service, attempt):
+def test_a_start_with_an_attempt_that_makes_no_sense_holds_up_nothing(
+    client, service, patient, attempt
+):
     client.start_run("r1", attempt=attempt)
     client.record_run(5, True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 
 import pytest
 
@@ -53,6 +54,7 @@ def test_a_reporter_writes_the_line_at_each_interval_until_stopped(lines):
     reporter = Reporter(lambda: NUMBERS, interval_ms=10)
     until(lambda: len(lines()) >= 3)
     reporter.stop()
+    until(lambda: not [t for t in threading.enumerate() if t.name == "orbit-worker-report"])
 
     text = lines()[0].removeprefix("Worker Metrics Report ")
     assert json.loads(text) == report_fields(NUMBERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,14 +31,16 @@ def fail_with(error):
 # ---------------------------------------------------------------- blocks and functions
 
 
-def test_a_block_is_a_run(captured):
+def test_a_block_is_a_run(captured, monkeypatch):
+    clock = SimpleNamespace(perf_counter=iter([1.0, 1.25]).__next__)
+    monkeypatch.setattr("orbit_worker.tracking.time", clock)
     with track("job", queue="fast", wait_ms=2, attempt=3, id="r1"):
         pass
 
     [run] = captured.runs
     assert (run.pipeline, run.success, run.queue) == ("job", True, "fast")
     assert run.detail == {"id": "r1", "attempt": 3, "waitUs": 2000}
-    assert 0 <= run.duration_ms < 1000
+    assert run.duration_ms == 250
 
 
 def test_a_run_without_an_id_gets_one_of_its_own(captured):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from builders import MS, SECOND, T0
+from builders import MS, SECOND, T0, until
 from histories import SEND
 from orbit_rpc_schema.errors import HistoryUnavailable
 from orbit_service.core.outbox import EVERYTHING, ErrorText, Key, Outbox
@@ -218,6 +218,7 @@ async def test_a_thread_that_nobody_waits_for_keeps_its_place_until_it_ends(
     for _ in range(2 * bounds.AT_ONCE):
         with pytest.raises(HistoryUnavailable):
             await node.runs()
+    until(lambda: len(working) >= bounds.AT_ONCE)
     assert len(working) == bounds.AT_ONCE
 
     release.set()

@@ -163,6 +163,8 @@ def test_upkeep_that_fails_sends_nothing_again(desk: Desk, monkeypatch: pytest.M
 
     monkeypatch.setattr(desk.history, "maintain", fail)
     desk.publisher.offer(Offer("instance", [a_publication(1, {T0: {SEND: runs(MS)}})], ANY))
+    until(lambda: desk.taken)
+    failed.clear()  # of before it was taken up
     until(lambda: len(failed) > 3)
 
     assert desk.taken == [1]
@@ -225,9 +227,10 @@ def test_a_history_that_does_not_answer_is_in_trouble(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publisher, "STUCK_SECONDS", 0.05)
-    release = threading.Event()
-    monkeypatch.setattr(desk.history, "apply", lambda *_: release.wait() and 1)
+    asked, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(desk.history, "apply", lambda *_: asked.set() or (release.wait() and 1))
     desk.offer(1)
+    until(asked.is_set)  # the upkeep before it may take long too
     until(lambda: "no answer for" in (desk.publisher.trouble or ""))
 
     release.set()

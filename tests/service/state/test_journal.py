@@ -37,14 +37,15 @@ def locked(folder):
 def away(node):
     """The state is not where it should be, as with a disk that is mounted late."""
     node.stop()
-    elsewhere = node.folder.with_name("elsewhere")
+    elsewhere, there = node.folder.with_name("elsewhere"), node.folder.with_name("there")
     node.folder.rename(elsewhere)
-    node.folder.write_text("")
+    node.folder.symlink_to("nowhere")
+    there.symlink_to(elsewhere)
     try:
         yield
     finally:
-        node.folder.unlink()
-        elsewhere.rename(node.folder)
+        # In one move: a writer that looks while there is nothing would begin anew.
+        there.replace(node.folder)
 
 
 def record(node, *seqs):
@@ -89,7 +90,8 @@ def test_a_state_that_is_deleted_is_noticed_and_written_anew(start, what):
     if what == "file":
         (node.folder / FILE).unlink()
     else:
-        shutil.rmtree(node.folder)
+        # In one move: the writer would make files anew in what is about to be removed.
+        shutil.rmtree(node.folder.rename(node.folder.with_name("deleted")))
 
     node.until((node.folder / FILE).exists)
     record(node, 3)
@@ -234,15 +236,11 @@ def test_a_state_that_could_not_be_opened_at_the_start_knows_later_what_it_had_p
     node.intake.taken(1, T0 + 12 * SECOND)
     node.settle()
     before = node.collector.outbox
-    node.stop()
-    aside = node.folder.rename(node.folder.with_name("aside"))
-    node.folder.touch()  # no directory
-    later = start()
-    later.connect("s2")
-    later.record(a_record(1, a_batch(MS)), "s2")
-    later.intake.close_windows(T0 + 12 * SECOND)
-    node.folder.unlink()
-    aside.rename(node.folder)
+    with away(node):
+        later = start()
+        later.connect("s2")
+        later.record(a_record(1, a_batch(MS)), "s2")
+        later.intake.close_windows(T0 + 12 * SECOND)
 
     later.until(lambda: later.journal.trouble is None)
     outbox = later.collector.outbox

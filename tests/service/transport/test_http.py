@@ -273,8 +273,7 @@ async def test_without_the_token_nobody_is_answered(serve, path, headers):
 
 
 def test_a_token_of_bytes_that_are_no_text_is_wrong_like_any_other(running_with_token):
-    host, port = running_with_token.service.http_address
-    with socket.create_connection((host, port), timeout=5) as raw:
+    with connect(running_with_token) as raw:
         raw.sendall(
             b"GET /openrpc.json HTTP/1.1\r\nHost: localhost\r\n"
             b"Authorization: Bearer \xff\xfe\r\nConnection: close\r\n\r\n"

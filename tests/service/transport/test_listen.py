@@ -177,14 +177,15 @@ def test_a_socket_whose_file_is_deleted_is_made_anew(service, client):
     assert client.flush(5)
     service.socket.unlink()
 
-    until(service.socket.exists)
+    until(lambda: can_connect(service.socket))  # its file is there a moment before it listens
     assert service.ask("worker.metrics")["totalRuns"] == 1  # those who were there stay
     assert service.service.ready
 
 
 def test_while_its_place_is_taken_it_is_not_ready(service):
-    service.socket.unlink()
-    service.socket.write_text("not a socket")
+    taken = service.socket.with_name("taken")
+    taken.write_text("not a socket")
+    taken.replace(service.socket)  # in one move: a place that is free is taken at once
     until(lambda: not service.service.ready)
     assert service.socket.read_text() == "not a socket"
 

@@ -189,6 +189,12 @@ def mailer(wire) -> Wire:
     return wire
 
 
+def stop_the_clock(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session is away for too long from here on."""
+    now = time.monotonic()
+    monkeypatch.setattr(service.service.workers, "_monotonic", lambda: now)
+
+
 @contextmanager
 def held(service: RunningService) -> Iterator[None]:
     """What is written in this block lies in the sockets until its end."""
@@ -643,9 +649,14 @@ def test_without_a_pipeline_a_control_message_names_none(service, mailer):
     assert asked.result(10) == {"s1": "unknown"}
 
 
-def test_a_session_that_never_answers_costs_the_others_the_time_out_alone(service, two):
-    asked = service.control("pool", "pause", timeout=0.5)
+def test_a_session_that_never_answers_costs_the_others_the_time_out_alone(
+    service, two, monkeypatch
+):
+    asked = service.control("pool", "pause", timeout=3_600)
     obey(two[0], "done")
+    two[0].ask("service.info")  # its answer has been read
+    monkeypatch.setattr(service._loop, "time", lambda: time.monotonic() + 3_600)
+    service._loop.call_soon_threadsafe(lambda: None)  # look at the clock
 
     assert asked.result(10) == {"p1": "done", "p2": "no answer"}
 
@@ -843,17 +854,18 @@ def test_what_a_process_wrote_before_it_was_killed_is_read_to_the_end(service):
     assert (life["reason"], life["totalRuns"], life["failed"]) == ("lost", 501, 1)
 
 
-def test_a_killed_process_is_lost_at_once_though_a_child_holds_its_socket(service):
+def test_a_killed_process_is_lost_at_once_though_a_child_holds_its_socket(service, monkeypatch):
+    stop_the_clock(service, monkeypatch)
     with a_process(FORKS_AND_WAITS, service.socket) as process:
         assert process.stdout.readline() == b"forked\n"
         until(lambda: service.ask("worker.stats")["running"] == 1)
         process.kill()
-        # Sooner than the 2 s that a session may be away.
-        until(lambda: service.ask("worker.stats")["running"] == 0, seconds=1.5)
+        until(lambda: service.ask("worker.stats")["running"] == 0)
         assert newest(service)["error"]["type"] == "WorkerLost"
 
 
-def test_a_connection_that_ends_without_goodbye_may_come_back(service, mailer, dial):
+def test_a_connection_that_ends_without_goodbye_may_come_back(service, mailer, dial, monkeypatch):
+    stop_the_clock(service, monkeypatch)
     mailer.ask("runs.record", record(1))
     mailer.close()
     until(lambda: service.ask("service.info")["connections"] == 2)
@@ -876,13 +888,16 @@ def test_a_goodbye_ends_the_life_at_once(service, mailer):
 
 def test_a_connection_that_speaks_for_nobody_and_says_nothing_is_ended(service, dial, monkeypatch):
     monkeypatch.setattr(unix, "IDLE_SECONDS", 0.2)
-    worker, silent = dial(), dial()
-    worker.hello()
+    with held(service):  # it says hello in the moment in which it is taken
+        worker = dial()
+        worker.send(a_call("worker.connect", hello()))
+    assert "result" in worker.answer()
 
-    assert silent.read() is None
-    assert intake(service)["faults"] == {"idle": 1}
-    # A worker may be silent: its heartbeat is watched.
+    # A worker may be silent: its heartbeat is watched. It is looked at as often as these.
+    for _ in range(3):
+        assert dial().read() is None
     assert worker.ask("worker.metrics")["result"]["workersConnected"] == 2
+    assert worker.ask("service.info")["result"]["intake"]["faults"] == {"idle": 3}
 
 
 # ---------------------------------------------------------------- who may connect
