@@ -319,7 +319,8 @@ class Journal:
 
     def _recovered(self) -> None:
         self._retry_after = FIRST_RETRY
-        if self.trouble is not None and not self._needs_checkpoint:
+        waits = self._needs_checkpoint or self._next.checkpoint is not None
+        if self.trouble is not None and not waits:
             logger.info("the state is written again")
             self.trouble = None
 

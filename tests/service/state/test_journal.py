@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing, contextmanager
 
 import pytest
+from loguru import logger
 
 from builders import MS, SECOND, T0, a_batch, a_record
 from orbit_service.state import journal as journal_module
@@ -166,6 +167,30 @@ def test_a_state_that_is_not_there_at_the_start_is_gone_on_with_when_it_is(start
     node.settle()
     assert node.collector.ledger.counted == 3
     assert counted_after_a_kill(node) == 3
+
+
+def test_a_checkpoint_that_waits_for_the_disk_is_not_said_to_be_written(start, said, monkeypatch):
+    monkeypatch.setattr(journal_module, "MAX_PENDING", 1_000)
+    node = a_node_with(start, 1)
+    with locked(node.folder):
+        record(node, 2)
+        node.until(lambda: node.journal.trouble)
+        record(node, *range(3, 50))
+        failures = node.journal.failures
+        node.until(lambda: node.journal.failures > failures + 2)
+        assert "the state is written again" not in said
+
+    node.until(lambda: node.journal.trouble is None)
+    assert said.count("the state is written again") == 1
+
+
+@pytest.fixture
+def said():
+    """The lines of the log."""
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(line.record["message"]), level="INFO")
+    yield lines
+    logger.remove(sink)
 
 
 def test_a_state_that_could_not_be_read_in_time_is_put_aside(start, monkeypatch):
