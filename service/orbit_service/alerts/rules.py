@@ -496,6 +496,9 @@ def read_rules(path: Path, environ: Mapping[str, str] = os.environ) -> RuleFile:
         raise RulesFailed([f"{path} cannot be read: {error.strerror or error}"]) from None
     if len(raw) > MAX_FILE:
         raise RulesFailed([f"{path} is larger than {MAX_FILE} bytes"])
+    if not raw.strip():
+        # More likely one that is being written, or a full disk, than the end of all alerts.
+        raise RulesFailed([f"{path} is empty: to have no rules, write a comment that says so"])
     try:
         text = raw.decode("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError as error:

@@ -289,6 +289,7 @@ def test_what_is_not_toml_has_a_line(text: str, line: int) -> None:
         pytest.param(b'page = "a"\nx = "\xff"', ":2: it is not UTF-8", id="Latin 1"),
         pytest.param(b"#" * (MAX_FILE + 1), "is larger than", id="a huge one"),
         pytest.param("# é".encode() * MAX_FILE, "is larger than", id="one cut within a letter"),
+        pytest.param(b" \n", "is empty: to have no rules", id="nothing, as a full disk leaves it"),
     ],
 )
 def test_a_file_that_cannot_be_read_as_rules_says_why(
@@ -313,8 +314,8 @@ def test_a_mark_that_an_editor_begins_a_file_with_is_passed_over(tmp_path: Path)
     assert read_rules(path, {}).page == "x"
 
 
-def test_an_empty_file_is_no_rules() -> None:
-    assert the_rules("").rules == ()
+def test_a_comment_alone_is_no_rules() -> None:
+    assert the_rules("# none yet").rules == ()
 
 
 # ---------------------------------------------------------------- secrets
