@@ -396,6 +396,23 @@ def test_other_pools_tell_the_same(site, pool):
     assert slots == (1 if pool == "solo" else 2)
 
 
+def test_greenthreads_of_eventlet_that_record_at_once_are_not_hurt_and_all_heard(site):
+    site.run("""
+        import eventlet
+        eventlet.monkey_patch()
+        from orbit_worker import flush, record_run
+
+        for _ in range(5):
+            threads = [eventlet.spawn(record_run, 1, True) for _ in range(5)]
+            for thread in threads:
+                thread.wait()  # raises what the thread has raised
+            assert flush(30)
+            eventlet.sleep(0.3)  # after which the sender has nothing to do, and is to be woken
+    """)
+
+    assert site.ended()["totalRuns"] == 25
+
+
 def test_the_main_process_alone_tells_of_slots_and_of_what_waits_in_queues(site):
     site.tasks(TASKS)
     send(
