@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,18 @@ def command(folder: Path, *arguments: str, timeout: float = 60, **more: str) -> 
         timeout=timeout,
         check=False,
     )
+
+
+@contextmanager
+def a_port() -> Iterator[int]:
+    """A port of 127.0.0.1 for a server to listen on, more than once; nobody else is given it.
+
+    Linux lets the server bind it too, because both say SO_REUSEADDR and this one never listens.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:

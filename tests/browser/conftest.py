@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from builders import until
+from builders import a_port, until
 from busy import FIRING, PENDING, RULES, RUNS, do_a_bit_of_everything
 from orbit_service.transport.pages import FOLDER
 from served import Served
@@ -27,7 +26,7 @@ AXE = FOLDER.parent / "node_modules" / "axe-core" / "axe.min.js"
 SHOTS = Path(__file__).parent / "shots"
 TOKEN = "correct-horse"
 
-expect.set_options(timeout=20_000)  # of a machine that does much else
+expect.set_options(timeout=60_000)  # of a machine that does much else
 
 
 def _needed(**needs: bool) -> None:
@@ -84,10 +83,10 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def address() -> str:
+def address() -> Iterator[str]:
     """Where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    with a_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture

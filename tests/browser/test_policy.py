@@ -58,8 +58,8 @@ def test_what_is_not_the_pages_own_is_stopped(elsewhere, quiet, visit, attack):
     with page.expect_console_message(lambda message: message.text.startswith("policy: ")):
         page.evaluate(ATTACK % ATTACKS[attack], elsewhere)
 
-    assert [fault for fault in visitor.faults if fault.startswith("a dialog")] == []
-    visitor.forgive("")  # the rest is how the browser says that it was stopped
+    # All but a dialog is how the browser says that it was stopped.
+    visitor.forgive("error: ", "warning: ", "raised: ", "reached out to ")
 
 
 def test_the_page_may_listen_to_its_own_service(quiet, visit):

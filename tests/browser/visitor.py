@@ -28,11 +28,12 @@ class Visitor:
         self.base = base
         self.context = context
         self.faults: list[str] = []
+        self._forgiven: tuple[str, ...] = ()
         context.add_init_script(WATCH)
         context.on("console", self._heard)
         context.on("request", self._asked)
         context.on("dialog", self._stopped)
-        context.on("weberror", lambda error: self.faults.append(f"raised: {error.error}"))
+        context.on("weberror", lambda error: self._note(f"raised: {error.error}"))
 
     def open(self, route: str = "#/") -> Page:
         page = self.context.new_page()
@@ -42,13 +43,20 @@ class Visitor:
         return page
 
     def forgive(self, *parts: str) -> None:
-        """Forget the faults that hold one of these."""
-        self.faults = [fault for fault in self.faults if not any(part in fault for part in parts)]
+        """Forget the faults that hold one of these, and those that are still on their way."""
+        self._forgiven += parts
+        noted, self.faults = self.faults, []
+        for fault in noted:
+            self._note(fault)
+
+    def _note(self, fault: str) -> None:
+        if not any(part in fault for part in self._forgiven):
+            self.faults.append(fault)
 
     def _heard(self, message: Any) -> None:
         if message.type in ("error", "warning"):
             where = message.location.get("url", "")
-            self.faults.append(f"{message.type}: {message.text} ({where})")
+            self._note(f"{message.type}: {message.text} ({where})")
 
     def _asked(self, request: Any) -> None:
         self._reached(request.url)
@@ -56,10 +64,10 @@ class Visitor:
     def _reached(self, url: str) -> None:
         ours = (self.base, self.base.replace("http:", "ws:", 1), "data:")
         if not url.startswith(ours):
-            self.faults.append(f"reached out to {url}")
+            self._note(f"reached out to {url}")
 
     def _stopped(self, dialog: Any) -> None:
-        self.faults.append(f"a dialog: {dialog.message}")
+        self._note(f"a dialog: {dialog.message}")
         dialog.dismiss()
 
     def serious(self, page: Page) -> list[str]:

@@ -12,19 +12,18 @@ stricter than a kubelet in one thing: no container can write to its root.
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from builders import until
+from builders import a_port, until
 from containers import Container, a_volume, end, send_signal
 
 PORT = "8790"
@@ -40,6 +39,7 @@ class Node:
     folder: Path
     secrets: Mapping[str, Mapping[str, str]]
     services: Sequence[str] = ()  # of the namespace, all with a port http
+    stack: ExitStack = field(default_factory=ExitStack)  # of what the pods hold
     _pods: list[Pod] = field(default_factory=list)
 
     def start(self, name: str, spec: Spec, **programs: Sequence[str]) -> Pod:
@@ -66,6 +66,7 @@ class Node:
     def close(self) -> None:
         for pod in self._pods:
             pod.kill()
+        self.stack.close()
 
 
 class Pod:
@@ -76,7 +77,7 @@ class Pod:
     ) -> None:
         self.name, self.node = name, node
         self._spec, self._programs = spec, programs
-        self.port = free_port()
+        self.port = node.stack.enter_context(a_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self._folder = node.folder / name
         self._folder.mkdir()
@@ -243,12 +244,6 @@ def service_links(service: str) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 @contextmanager
 def reached_by_tcp(path: Path) -> Iterator[int]:
     """A port that leads to a Unix socket which no container can see."""
@@ -257,8 +252,10 @@ def reached_by_tcp(path: Path) -> Iterator[int]:
     )
     with relay:
         assert relay.stdout is not None
-        yield int(relay.stdout.readline())
-        relay.kill()
+        try:
+            yield int(relay.stdout.readline())
+        finally:
+            relay.kill()
 
 
 RELAY = """

