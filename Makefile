@@ -29,7 +29,7 @@ dashboard: .venv/ready
 
 # Most tests wait for processes and sockets: more of them at once than there are cores.
 test: .venv/ready page
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 4 --dist worksteal --durations=20
 
 # Real workers of Celery, RQ, Dramatiq, Huey, Taskiq, arq and APScheduler.
 test-frameworks: .venv/ready $(FRAMEWORKS)
@@ -64,7 +64,7 @@ check: .venv/ready page $(FRAMEWORKS) .pm2/ready .clients/ready
 	$(BIN)/mypy
 	$(BIN)/python hatch_build.py check
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 4 --dist worksteal --durations=20
 
 format: .venv/ready
 	$(BIN)/ruff format .
