@@ -400,6 +400,36 @@ def test_other_pools_tell_the_same(site, pool):
     assert slots == (1 if pool == "solo" else 2)
 
 
+def test_a_retry_may_begin_before_its_first_try_is_over(site):
+    site.tasks(
+        TASKS
+        + """
+def wait_for_the_second_try(*_):
+    while not os.path.exists("second"):
+        time.sleep(0.01)
+
+
+@app.task(bind=True, on_retry=wait_for_the_second_try)
+def hasty(self):
+    if self.request.retries == 0:
+        raise self.retry(exc=OSError("away"), countdown=0)
+    note("second")
+    while not os.path.exists("leave"):
+        time.sleep(0.01)
+"""
+    )
+    worker = a_worker(site, "-P", "threads")
+
+    send(site, "hasty.delay()")
+    until(lambda: site.metrics()["retries"] == 1)
+    (site.folder / "leave").touch()
+    until(lambda: site.runs() == 1)
+
+    metrics = all_told(site, worker)
+    assert (metrics["totalRuns"], metrics["failed"], metrics["retries"]) == (1, 0, 1)
+    assert [run["attempt"] for run in site.ended_runs()] == [2]
+
+
 def test_greenthreads_of_eventlet_that_record_at_once_are_not_hurt_and_all_heard(site):
     site.run("""
         import eventlet

@@ -120,17 +120,26 @@ class _Hooks:
         request = task.request
         # An eager task is a call like any other, in whatever program.
         if not self._is_child and not request.is_eager:
-            request.orbit_run = self._task(task, request, self._waited_ms(request))
-            self._tasks.begin(request.orbit_run)
+            run = self._task(task, request, self._waited_ms(request))
+            self._begin(request, run, time.monotonic())
+            request.orbit_session = self._tasks.client.session
+
+    def _begin(self, request: Any, run: Task, at: float) -> None:
+        """Kept with the request: a retry may begin before its first try is over, with its id."""
+        request.orbit_run = run, at
+        self._tasks.client.start_run(run.id, pipeline=as_name(run.pipeline), attempt=run.attempt)
 
     def end(self, task: Any, state: str | None, retval: Any, **_: Any) -> None:
-        run = task.request.get("orbit_run")
-        if run is not None:
+        begun = task.request.get("orbit_run")
+        # A child that the task has forked, and that comes this way too, has begun nothing.
+        if begun is not None and task.request.orbit_session == self._tasks.client.session:
+            run, at = begun
+            measured_ms = (time.monotonic() - at) * 1000
             # What passes through Celery, such as SystemExit, comes without a state; or with
             # that of the task, where it comes from storing the result.
             left_by = sys.exc_info()[1] or (None if state == states.SUCCESS else retval)
             error, final = _ending(left_by, task)
-            self._tasks.end(run.id, error, final=final)
+            self._tasks.record(measured_ms, run, error, final)
 
     # ------------------------------------------------------------ executed in a child
 
@@ -171,9 +180,7 @@ class _Hooks:
     def _accept(self, request: Any, at: float) -> None:
         """A child begins with the request, at this time of the monotonic clock, which all share."""
         headers = request.request_dict
-        task = self._task(request.task, headers, self._waited_ms(headers))
-        request.orbit_run = task, at
-        self._tasks.client.start_run(task.id, pipeline=as_name(task.pipeline), attempt=task.attempt)
+        self._begin(request, self._task(request.task, headers, self._waited_ms(headers)), at)
 
     def _tell(self, request: Any, exc_info: Any, seconds: float | None = None) -> None:
         """What became of a request; of a hard time limit Celery hears twice."""
