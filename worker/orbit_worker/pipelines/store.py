@@ -31,17 +31,28 @@ PIPELINE = "pipeline"  # the attribute of a run by which a pause finds it
 APPLICATION_VERSION = "1"
 
 
-@event.listens_for(sqlalchemy.Engine, "connect")
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    """Write-ahead logging: twice the runs a second of the rollback journal, as measured."""
-    if type(connection).__module__.startswith("sqlite3"):
-        connection.execute("PRAGMA busy_timeout=30000")
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
+_files: set[str] = set()  # of SQLite, in which runs wait
+
+
+@event.listens_for(sqlalchemy.Engine, "do_connect")
+def _prepare(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    """DBOS makes its engines itself; every engine of the process comes by here, the host's too."""
+    if arguments and arguments[0] in _files:
+        options["factory"] = _Connection
+
+
+class _Connection(sqlite3.Connection):
+    """With write-ahead logging: twice the runs a second of the rollback journal, as measured."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.execute("PRAGMA busy_timeout=30000")
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=NORMAL")
         if sqlite3.sqlite_version_info < (3, 42):
             # DBOS takes it from the version of Python, not of SQLite, whether
             # unixepoch knows 'subsec'. Where it does not, the answer was NULL.
-            connection.create_function("unixepoch", 1, _unixepoch)
+            self.create_function("unixepoch", 1, _unixepoch)
 
 
 def _unixepoch(_subsec: str) -> float:
@@ -65,7 +76,7 @@ def database_url(given: str | None, environ: Mapping[str, str] = os.environ) -> 
     return f"sqlite:///{path}"
 
 
-def _check(url: str) -> None:
+def _checked(url: str) -> sqlalchemy.URL:
     """Raises CannotStart for what is no URL, or one of a database that does not last."""
     try:
         parsed = sqlalchemy.make_url(url)
@@ -77,6 +88,7 @@ def _check(url: str) -> None:
         or (parsed.drivername == "sqlite" and parsed.database in (None, "", ":memory:"))
     ):
         raise CannotStart("the database is a path, or a URL of sqlite:///FILE or postgresql://")
+    return parsed
 
 
 def _state_directory(environ: Mapping[str, str]) -> Path:
@@ -91,7 +103,10 @@ class Store:
     """Puts pending runs in and asks what became of them."""
 
     def __init__(self, url: str) -> None:
-        _check(url)
+        parsed = _checked(url)
+        if parsed.drivername == "sqlite":
+            # As SQLAlchemy does it, which follows no symbolic links.
+            _files.add(os.path.abspath(str(parsed.database)))  # noqa: PTH100
         try:
             # The client does not make its tables; this does, at once in many processes too.
             DBOS.migrate(url)
