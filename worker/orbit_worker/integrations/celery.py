@@ -120,9 +120,9 @@ class _Hooks:
         request = task.request
         # An eager task is a call like any other, in whatever program.
         if not self._is_child and not request.is_eager:
+            request.orbit_session = self._tasks.client.session
             run = self._task(task, request, self._waited_ms(request))
             self._begin(request, run, time.monotonic())
-            request.orbit_session = self._tasks.client.session
 
     def _begin(self, request: Any, run: Task, at: float) -> None:
         """Kept with the request: a retry may begin before its first try is over, with its id."""
