@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         file = os.open(Path(workers["faults"], workers["workerid"]), os.O_WRONLY | os.O_CREAT)
         faulthandler.enable(file)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a script has it that runs the tests behind itself; the programs that they start
+        # would inherit it, and be deaf to Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
